@@ -1,0 +1,55 @@
+# Everything a developer or a first-time user needs. Each target installs what it uses.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+GRPC_ADDR ?= 127.0.0.1:50051
+HTTP_ADDR ?= 127.0.0.1:8000
+MODEL ?= demo
+STUBS := vdiff_grpc/v1/generation_pb2.py
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install stubs run demo check format test test-all bench clean
+
+install: $(VENV)/.installed $(STUBS)
+
+$(VENV)/.installed: pyproject.toml setup.py constraints-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints-dev.txt -e '.[dev]'
+	touch $@
+
+stubs: $(STUBS)
+
+$(STUBS): proto/vdiff/v1/generation.proto proto/generate.py $(VENV)/.installed
+	$(BIN)/python proto/generate.py
+	touch $@
+
+# Server and gateway together, until Ctrl-C or SIGTERM.
+run: install
+	exec $(BIN)/vdiff-grpc run --model $(MODEL) --address $(GRPC_ADDR) --gateway-address $(HTTP_ADDR)
+
+# One completion, shown step by step; starts and stops its own server.
+demo: install
+	$(BIN)/vdiff-grpc demo
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against proto/released.binpb
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: check
+	$(BIN)/pytest -m "not long"
+
+test-all: check
+	$(BIN)/pytest
+
+bench: install
+	$(BIN)/python -m benchmarks.quick
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info vdiff_grpc/v1/*_pb2*

@@ -1,0 +1,1 @@
+"""The diffusion engine. Knows no gRPC and no asyncio; usable as a library."""

@@ -1,0 +1,53 @@
+"""What crosses between the server and the engine's process. Plain, picklable, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vdiff_grpc.engine.types import EngineState, Event, ResolvedRequest, Statistics
+
+# --- commands: server -> engine ---------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """`key` is the server's own number for the request: request ids may repeat."""
+
+    key: int
+    request: ResolvedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Ends the loop after the current step; open requests get no further word."""
+
+
+Command = Add | Abort | Shutdown
+
+# --- reports: engine -> server ----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """`detail`: why, with ERROR. `device`, `dtype`: as resolved, once READY."""
+
+    state: EngineState
+    detail: str = ""
+    device: str = ""
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """All events of one engine step, in order, and the counters after it."""
+
+    events: tuple[tuple[int, Event], ...]
+    statistics: Statistics
+
+
+Report = StateChanged | StepReport

@@ -1,0 +1,369 @@
+"""The engine's vocabulary: requests, parameters, events, limits. Knows no torch.
+
+Everything here is frozen and picklable: it crosses the process boundary.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+# --- what a caller asks -----------------------------------------------------
+
+
+class Remasking(enum.Enum):
+    """Which positions a fixed schedule keeps first."""
+
+    LOW_CONFIDENCE = "low_confidence"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True, slots=True)
+class FixedSchedule:
+    """LLaDA's rule: an even share of the block's masks at every step."""
+
+    remasking: Remasking = Remasking.LOW_CONFIDENCE
+
+
+@dataclass(frozen=True, slots=True)
+class ConfidenceThreshold:
+    """Fast-dLLM's rule: all predictions at least this confident. None: the default, 0.9."""
+
+    threshold: float | None = None
+
+
+Strategy = FixedSchedule | ConfidenceThreshold
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    text: str
+    suffix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokensPrompt:
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    role: str  # "system" | "user" | "assistant"
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    messages: tuple[ChatMessage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class InfillPrompt:
+    """Segments in order: text, token ids, or a hole."""
+
+    segments: tuple[str | tuple[int, ...] | Hole, ...]
+
+
+Prompt = TextPrompt | TokensPrompt | ChatPrompt | InfillPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class RequestParams:
+    """Parameters as asked: None where the caller said nothing."""
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    n: int | None = None
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool | None = None
+    block_length: int | None = None
+    steps: int | None = None
+    cfg_scale: float | None = None
+    strategy: Strategy | None = None
+
+
+class Granularity(enum.Enum):
+    """Which events a request wants besides its end."""
+
+    NONE = "none"
+    COMMITTED = "committed"
+    STEPS = "steps"
+    SNAPSHOTS = "snapshots"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as a caller gives it; `validation.resolve` turns it into a ResolvedRequest."""
+
+    prompt: Prompt
+    params: RequestParams = RequestParams()
+    request_id: str = ""
+    granularity: Granularity = Granularity.NONE
+    stride: int = 1
+
+
+# --- what the engine is given -----------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """Parameters resolved: what RequestParams left open is filled in."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    n: int
+    stop_strings: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+    block_length: int
+    steps: int | None  # None: the strategy has no schedule
+    cfg_scale: float
+    strategy: Strategy
+
+
+class SpanKind(enum.Enum):
+    PROMPT = "prompt"
+    FROZEN = "frozen"
+    HOLE = "hole"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    kind: SpanKind
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRequest:
+    """A validated request. Only `validation.resolve` makes one.
+
+    canvas: token ids of every position, the mask id in holes.
+    spans: cover the canvas in order, without gaps.
+    seeds: one per output.
+    arrival_ns, deadline_ns: time.monotonic_ns(); one clock for all processes of a machine.
+    """
+
+    request_id: str
+    canvas: tuple[int, ...]
+    spans: tuple[Span, ...]
+    params: SamplingParams
+    seeds: tuple[int, ...]
+    granularity: Granularity
+    stride: int
+    arrival_ns: int
+    deadline_ns: int | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Given positions: prompt and frozen."""
+        return sum(span.length for span in self.spans if span.kind is not SpanKind.HOLE)
+
+
+# --- what the engine says ---------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Generated tokens as parallel columns, in the order of their canvas positions."""
+
+    ids: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
+    confidences: tuple[float, ...] = ()
+    token_bytes: tuple[bytes, ...] = ()
+    text_offsets: tuple[int, ...] = ()
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens(
+            self.ids + other.ids,
+            self.positions + other.positions,
+            self.steps + other.steps,
+            self.confidences + other.confidences,
+            self.token_bytes + other.token_bytes,
+            self.text_offsets + other.text_offsets,
+        )
+
+
+class FinishReason(enum.Enum):
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class UpdateKind(enum.Enum):
+    UNMASK = "unmask"
+    REVISE = "revise"
+    REMASK = "remask"
+
+
+@dataclass(frozen=True, slots=True)
+class StepUpdate:
+    """Changes to one output's canvas; parallel columns in the order of positions."""
+
+    output_index: int
+    step: int
+    block: int
+    forward_passes: int
+    kind: UpdateKind
+    positions: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    confidences: tuple[float, ...]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasSnapshot:
+    """One output's whole canvas."""
+
+    output_index: int
+    step: int
+    block: int
+    forward_passes: int
+    token_ids: tuple[int, ...]
+    confidences: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """Text and tokens that follow what was committed before and can no longer change."""
+
+    output_index: int
+    text: str
+    tokens: Tokens
+    hole_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One finished output."""
+
+    index: int
+    seed: int
+    text: str
+    tokens: Tokens
+    hole_texts: tuple[str, ...]  # empty unless the canvas has frozen spans
+    finish_reason: FinishReason
+    stop: str | int | None  # the stop string, or the end token's id
+    forward_passes: int
+    steps: int
+    blocks: int
+    remasked: int
+    canvas: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The request's end: all outputs in the order of their index. Times in ns since arrival."""
+
+    outputs: tuple[Output, ...]
+    queue_time_ns: int
+    time_to_first_commit_ns: int
+    total_time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request ended without an answer. `error` is one of errors.py's."""
+
+    error: Exception
+
+
+Event = StepUpdate | CanvasSnapshot | Committed | Finished | Failed
+
+
+# --- what the engine is -----------------------------------------------------
+
+
+class EngineState(enum.Enum):
+    UNINITIALIZED = "uninitialized"
+    LOADING = "loading"
+    WARMING_UP = "warming_up"
+    READY = "ready"
+    ERROR = "error"
+
+
+class AttentionPattern(enum.Enum):
+    FULL = "full"
+    BLOCK_CAUSAL = "block_causal"
+    CAUSAL = "causal"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a checkpoint is, read from its config files before the weights load."""
+
+    name: str
+    path: str
+    family: str
+    revision: str
+    attention: AttentionPattern
+    vocab_size: int
+    max_positions: int
+    mask_token_id: int
+    end_token_ids: tuple[int, ...]
+    supports_infill: bool
+    strategies: tuple[str, ...]
+    default_temperature: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What a request is held to."""
+
+    max_canvas_tokens: int
+    max_new_tokens: int
+    max_block_length: int
+    max_n: int
+    max_running_rows: int
+    max_waiting_rows: int
+    max_step_tokens: int
+    max_request_time_s: float
+    default_max_new_tokens: int
+    default_block_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counters since the engine's start."""
+
+    requests: int = 0
+    requests_finished: int = 0
+    requests_aborted: int = 0
+    requests_failed: int = 0
+    running_rows: int = 0
+    waiting_rows: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    committed_tokens: int = 0
+    forward_passes: int = 0
+    engine_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How the engine is to run; see config.py for the meaning of each."""
+
+    model_path: str
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 0
+    max_running_rows: int = 32
+    max_waiting_rows: int = 256
+    max_step_tokens: int = 16384
+    max_canvas_tokens: int = 0
+    max_n: int = 8
+    max_request_time_s: float = 600.0
+    default_max_new_tokens: int = 128
+    default_block_length: int = 32
+    served_names: tuple[str, ...] = field(default=())
