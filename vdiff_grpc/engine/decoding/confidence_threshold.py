@@ -1,0 +1,35 @@
+"""Fast-dLLM's rule: every prediction at least tau confident, and always the best one.
+
+Source: arXiv:2505.22618; NVlabs/Fast-dLLM llada/generate.py 24cc59e (get_transfer_index), which
+compares in float64; here the comparison is in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+from torch import Tensor
+
+from vdiff_grpc.engine.decoding.rule import Candidates, Group
+from vdiff_grpc.engine.sequence import Sequence
+from vdiff_grpc.engine.types import ConfidenceThreshold
+
+
+class ConfidenceThresholdRule:
+    """Parameter of a row: tau."""
+
+    name = "confidence_threshold"
+
+    def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
+        return [[_threshold(row)] for row in rows]
+
+    def select(self, group: Group, candidates: Candidates) -> Tensor:
+        confident = candidates.confidence >= group.of_positions(0)
+        return confident | (group.ranks(candidates.confidence) == 0)
+
+
+def _threshold(row: Sequence) -> float:
+    strategy = row.params.strategy
+    assert isinstance(strategy, ConfidenceThreshold)
+    assert strategy.threshold is not None, "resolved by validation"
+    return strategy.threshold

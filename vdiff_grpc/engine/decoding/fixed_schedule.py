@@ -1,0 +1,35 @@
+"""LLaDA's rule: an even share of the block's masks at every step.
+
+Source: arXiv:2502.09992; ML-GSAI/LLaDA generate.py b7e6c35. There the confidence is the
+untempered softmax probability of the drawn token, or uniform noise ("random" remasking).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from vdiff_grpc.engine.decoding.rule import Candidates, Group
+from vdiff_grpc.engine.sequence import Sequence
+from vdiff_grpc.engine.types import FixedSchedule, Remasking
+
+
+class FixedScheduleRule:
+    """Parameters of a row: how many to commit, and whether at random."""
+
+    name = "fixed_schedule"
+
+    def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
+        return [[row.scheduled_commits(), _is_random(row)] for row in rows]
+
+    def select(self, group: Group, candidates: Candidates) -> Tensor:
+        at_random = group.of_positions(1) > 0
+        scores = torch.where(at_random, candidates.order, candidates.confidence)
+        return group.ranks(scores) < group.of_positions(0)
+
+
+def _is_random(row: Sequence) -> bool:
+    strategy = row.params.strategy
+    return isinstance(strategy, FixedSchedule) and strategy.remasking is Remasking.RANDOM

@@ -1,0 +1,255 @@
+"""The engine: add, abort, step. Single-threaded; every change happens between steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from vdiff_grpc.engine.models import loader, registry
+from vdiff_grpc.engine.packing import RowCommits
+from vdiff_grpc.engine.rng import Noise
+from vdiff_grpc.engine.runner import Runner
+from vdiff_grpc.engine.scheduler import Scheduler
+from vdiff_grpc.engine.sequence import Sequence
+from vdiff_grpc.engine.tokenizer import Tokenizer
+from vdiff_grpc.engine.types import (
+    EngineConfig,
+    Event,
+    Failed,
+    Finished,
+    Granularity,
+    Request,
+    RequestParams,
+    ResolvedRequest,
+    Statistics,
+    StepUpdate,
+    TokensPrompt,
+)
+from vdiff_grpc.engine.validation import limits_for, resolve
+from vdiff_grpc.errors import DeadlineError, EngineFaultError, VdiffError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that has not ended. Its rows may finish at different steps."""
+
+    request: ResolvedRequest
+    sequences: list[Sequence]
+    unsent: dict[int, StepUpdate] = field(default_factory=dict)
+    started_ns: int = 0
+
+
+class Engine:
+    """Serves one model. Use it as a library through `generate`, or step by step."""
+
+    def __init__(self, config: EngineConfig, noise: Noise | None = None) -> None:
+        """Loads tokenizer and weights. Raises CheckpointError."""
+        self.info = registry.describe(config.model_path, *config.served_names[:1])
+        self.limits = limits_for(config, self.info)
+        self.tokenizer = Tokenizer.load(config.model_path)
+        self.model = loader.load(config.model_path, config.device, config.dtype)
+        self.runner = Runner(self.model, self.info, self._banned_ids(), noise)
+        self.scheduler = Scheduler(
+            self.limits.max_running_rows, self.limits.max_waiting_rows, self.limits.max_step_tokens
+        )
+        self._open: dict[int, _Open] = {}
+        self._counts = Statistics()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._open)
+
+    @property
+    def statistics(self) -> Statistics:
+        return dataclasses.replace(
+            self._counts,
+            running_rows=len(self.scheduler.running),
+            waiting_rows=len(self.scheduler.waiting),
+        )
+
+    def add(self, key: int, request: ResolvedRequest) -> None:
+        """Queues a request; it joins at the next step that has a place.
+
+        key: the caller's own number, unique among open requests. Raises QueueFullError.
+        """
+        assert key not in self._open, f"key {key} is taken"
+        sequences = [
+            Sequence(key, request, index, self.info, self.tokenizer)
+            for index in range(request.params.n)
+        ]
+        self.scheduler.add(sequences)
+        self._open[key] = _Open(request, sequences)
+        self._count(requests=1, prompt_tokens=request.num_prompt_tokens)
+
+    def abort(self, key: int) -> None:
+        """Frees the request's rows. No event follows; unknown keys are none of our business."""
+        if self._open.pop(key, None):
+            self.scheduler.remove({key})
+            self._count(requests_aborted=1)
+
+    def step(self) -> list[tuple[int, Event]]:
+        """One denoising step of all rows that fit. Returns (key, event) in order."""
+        events = self._expire()
+        rows = self.scheduler.schedule()
+        if not rows:
+            return events
+        now = time.monotonic_ns()
+        for row in rows:
+            opened = self._open[row.key]
+            opened.started_ns = opened.started_ns or now
+        try:
+            commits = self.runner.step(rows)
+        except Exception:
+            return events + self._fail(rows)
+        for commit in commits:
+            events += self._apply(commit)
+        self._count(
+            engine_steps=1,
+            forward_passes=sum(row.num_variants for row in rows),
+            committed_tokens=sum(len(commit.positions) for commit in commits),
+        )
+        self.scheduler.remove_finished()
+        return events
+
+    def generate(self, request: Request) -> Finished:
+        """Runs one request to its end, together with whatever else is open.
+
+        Raises InvalidRequestError, QueueFullError, DeadlineError or EngineFaultError.
+        """
+        key = uuid.uuid4().int
+        self.add(key, resolve(request, self.info, self.limits, self.tokenizer))
+        while True:
+            for owner, event in self.step():
+                if owner == key and isinstance(event, Finished):
+                    return event
+                if owner == key and isinstance(event, Failed):
+                    raise event.error
+
+    def warm_up(self) -> None:
+        """Runs the shapes that a first user would otherwise pay for."""
+        prompt = self.info.end_token_ids[:1] or (0,)
+        longest = min(self.limits.default_max_new_tokens, self.limits.max_canvas_tokens - 1)
+        for temperature in (0.0, 1.0):
+            params = RequestParams(
+                max_new_tokens=longest,
+                block_length=longest,
+                steps=1,
+                temperature=temperature,
+                seed=0,
+            )
+            self.generate(Request(TokensPrompt(prompt), params))
+        self._counts = Statistics()
+
+    def _apply(self, commit: RowCommits) -> list[tuple[int, Event]]:
+        """Commits one row's step and tells what its caller wants to hear."""
+        row, opened = commit.sequence, self._open[commit.sequence.key]
+        row.commit(commit.positions, commit.token_ids, commit.confidences)
+        events: list[Event] = []
+        granularity = opened.request.granularity
+        due = (row.step + 1) % opened.request.stride == 0 or row.finished
+        if granularity is Granularity.STEPS:
+            events += self._step_updates(opened, row, commit, due)
+        elif granularity is Granularity.SNAPSHOTS and due:
+            events.append(row.snapshot())
+        new = row.text.take_new()
+        if granularity is not Granularity.NONE:
+            events += new
+        row.advance()
+        if all(sequence.finished for sequence in opened.sequences):
+            events.append(self._finish(row.key))
+        return [(row.key, event) for event in events]
+
+    def _step_updates(
+        self, opened: _Open, row: Sequence, commit: RowCommits, due: bool
+    ) -> list[Event]:
+        """This step's update, joined with those before it that a stride kept back."""
+        update = row.update(commit.positions)
+        held = opened.unsent.pop(row.index, None)
+        if held is not None:
+            update = _join(held, update)
+        if due:
+            return [update]
+        opened.unsent[row.index] = update
+        return []
+
+    def _finish(self, key: int) -> Finished:
+        opened = self._open.pop(key)
+        arrival = opened.request.arrival_ns
+        outputs = tuple(sequence.output() for sequence in opened.sequences)
+        firsts = [s.first_commit_ns for s in opened.sequences if s.first_commit_ns]
+        self._count(requests_finished=1, completion_tokens=sum(len(o.tokens.ids) for o in outputs))
+        return Finished(
+            outputs=outputs,
+            queue_time_ns=opened.started_ns - arrival,
+            time_to_first_commit_ns=min(firsts) - arrival,
+            total_time_ns=time.monotonic_ns() - arrival,
+        )
+
+    def _expire(self) -> list[tuple[int, Event]]:
+        """Ends requests whose time is over, waiting or running."""
+        now = time.monotonic_ns()
+        late = [
+            key
+            for key, opened in self._open.items()
+            if opened.request.deadline_ns is not None and opened.request.deadline_ns <= now
+        ]
+        events = []
+        for key in late:
+            request = self._open[key].request
+            assert request.deadline_ns is not None
+            seconds = (request.deadline_ns - request.arrival_ns) / 1e9
+            self.abort(key)
+            events.append(
+                (key, Failed(DeadlineError(f"the request's time ({seconds:g} s) is over")))
+            )
+        return list(events)
+
+    def _fail(self, rows: list[Sequence]) -> list[tuple[int, Event]]:
+        """An exception past validation is our bug: it ends the requests it touched, not us."""
+        fault_id = uuid.uuid4().hex[:12]
+        keys = {row.key for row in rows}
+        ids = [self._open[key].request.request_id for key in keys]
+        logger.exception("fault %s in a step of requests %s", fault_id, ids)
+        self.scheduler.remove(keys)
+        for key in keys:
+            del self._open[key]
+        self._count(requests_failed=len(keys))
+        error: VdiffError = EngineFaultError(fault_id)
+        return [(key, Failed(error)) for key in keys]
+
+    def _count(self, **more: int) -> None:
+        counts = self._counts
+        self._counts = dataclasses.replace(
+            counts, **{name: getattr(counts, name) + value for name, value in more.items()}
+        )
+
+    def _banned_ids(self) -> list[int]:
+        """The mask, and ids for which neither config nor tokenizer has a token."""
+        width = self.model.vocab_width
+        defined = set(range(self.info.vocab_size))
+        if self.tokenizer is not None:
+            defined &= self.tokenizer.defined_ids
+        defined.discard(self.info.mask_token_id)
+        return [i for i in range(width) if i not in defined]
+
+
+def _join(first: StepUpdate, second: StepUpdate) -> StepUpdate:
+    """Two updates of one output as one, positions in order. Both fill masks only."""
+    columns = sorted(
+        zip(
+            first.positions + second.positions,
+            first.token_ids + second.token_ids,
+            first.confidences + second.confidences,
+            first.texts + second.texts,
+            strict=True,
+        )
+    )
+    positions, token_ids, confidences, texts = zip(*columns, strict=True)
+    return dataclasses.replace(
+        second, positions=positions, token_ids=token_ids, confidences=confidences, texts=texts
+    )

@@ -1,0 +1,173 @@
+"""Prompts to canvases: tokenises what is given and lays out what is open."""
+
+from __future__ import annotations
+
+from vdiff_grpc.engine.tokenizer import Tokenizer
+from vdiff_grpc.engine.types import (
+    ChatPrompt,
+    Hole,
+    InfillPrompt,
+    ModelInfo,
+    Prompt,
+    Span,
+    SpanKind,
+    TextPrompt,
+    TokensPrompt,
+)
+from vdiff_grpc.errors import FieldViolation, InvalidRequestError
+
+MAX_SEGMENTS = 256
+
+
+class Violations:
+    """Collects what is wrong with one request."""
+
+    def __init__(self) -> None:
+        self.found: list[FieldViolation] = []
+
+    def add(self, field: str, description: str) -> None:
+        self.found.append(FieldViolation(field, description))
+
+    def raise_if_any(self) -> None:
+        if self.found:
+            raise InvalidRequestError(self.found)
+
+
+def lay_out(
+    prompt: Prompt,
+    info: ModelInfo,
+    tokenizer: Tokenizer | None,
+    num_new: int,
+    bad: Violations,
+) -> tuple[list[int], list[Span]]:
+    """The canvas (mask id in holes) and its spans.
+
+    num_new: positions to generate; a template's holes have their own lengths.
+    What is wrong is added to `bad`, and the canvas is then of no use.
+    """
+    match prompt:
+        case TextPrompt(text, None):
+            ids = _encode_text(text, "text", info, tokenizer, bad)
+            return _continuation(ids, "text", num_new, info, bad)
+        case TokensPrompt(ids_given):
+            ids = _check_ids(ids_given, "token_ids.ids", info, bad)
+            return _continuation(ids, "token_ids.ids", num_new, info, bad)
+        case ChatPrompt(messages):
+            if not messages:
+                bad.add("chat.messages", "chat.messages is empty; at least 1 message is needed")
+                return [], []
+            ids = []
+            if tokenizer is None or not tokenizer.has_chat_template:
+                bad.add(
+                    "chat", f"the model {info.name} has no chat template: send text or token ids"
+                )
+                return [], []
+            try:
+                ids = tokenizer.encode_chat(messages)
+            except ValueError as error:
+                bad.add("chat.messages", f"chat.messages: {error}")
+            _refuse_masks(ids, "chat.messages", info, bad)
+            return _continuation(ids, "chat.messages", num_new, info, bad)
+        case TextPrompt(text, str(suffix)):
+            return _template(
+                [text, Hole(num_new), suffix], ["text", "", "suffix"], info, tokenizer, bad
+            )
+    assert isinstance(prompt, InfillPrompt)
+    paths = [f"infill.segments[{i}]" for i in range(len(prompt.segments))]
+    return _template(list(prompt.segments), paths, info, tokenizer, bad)
+
+
+def _continuation(
+    ids: list[int], field: str, num_new: int, info: ModelInfo, bad: Violations
+) -> tuple[list[int], list[Span]]:
+    if not ids and not bad.found:
+        bad.add(field, f"{field} is empty; at least 1 token is needed")
+    spans = [Span(SpanKind.PROMPT, len(ids)), Span(SpanKind.HOLE, num_new)]
+    return [*ids, *[info.mask_token_id] * num_new], spans
+
+
+def _template(
+    segments: list[str | tuple[int, ...] | Hole],
+    paths: list[str],
+    info: ModelInfo,
+    tokenizer: Tokenizer | None,
+    bad: Violations,
+) -> tuple[list[int], list[Span]]:
+    """Adjacent given segments join in one span; adjacent holes stay holes of their own."""
+    first = paths[0].partition("[")[0] if paths else "infill.segments"
+    holes = sum(isinstance(s, Hole) for s in segments)
+    if not holes:
+        bad.add(first, f"{first} has no hole to fill")
+    if len(segments) > MAX_SEGMENTS:
+        bad.add(first, f"{first} has {len(segments)} segments; the limit is {MAX_SEGMENTS}")
+        return [], []
+    canvas: list[int] = []
+    spans: list[Span] = []
+    for segment, path in zip(segments, paths, strict=True):
+        if isinstance(segment, Hole):
+            if segment.length < 1 or segment.length > info.max_positions:
+                bad.add(
+                    f"{path}.hole.length",
+                    f"hole length ({segment.length}) is not in [1, {info.max_positions}]",
+                )
+                continue
+            canvas += [info.mask_token_id] * segment.length
+            spans.append(Span(SpanKind.HOLE, segment.length))
+            continue
+        if isinstance(segment, str):
+            field = path if path in ("text", "suffix") else f"{path}.text"
+            ids = _encode_text(segment, field, info, tokenizer, bad, begin=not canvas)
+        else:
+            ids = _check_ids(segment, f"{path}.token_ids.ids", info, bad)
+        if not ids:
+            continue
+        kind = SpanKind.FROZEN if any(s.kind is SpanKind.HOLE for s in spans) else SpanKind.PROMPT
+        canvas += ids
+        if spans and spans[-1].kind is kind:
+            spans[-1] = Span(kind, spans[-1].length + len(ids))
+        else:
+            spans.append(Span(kind, len(ids)))
+    if any(s.kind is SpanKind.FROZEN for s in spans) and not info.supports_infill:
+        bad.add(
+            "suffix" if "suffix" in paths else "infill",
+            f"the model {info.name} cannot see text after a hole",
+        )
+    return canvas, spans
+
+
+def _encode_text(
+    text: str,
+    field: str,
+    info: ModelInfo,
+    tokenizer: Tokenizer | None,
+    bad: Violations,
+    *,
+    begin: bool = True,
+) -> list[int]:
+    if tokenizer is None:
+        bad.add(field, f"{field}: the model {info.name} has no tokenizer: send token ids")
+        return []
+    ids = tokenizer.encode(text, begin=begin)
+    _refuse_masks(ids, field, info, bad)
+    return ids
+
+
+def _refuse_masks(ids: list[int], field: str, info: ModelInfo, bad: Violations) -> None:
+    if info.mask_token_id in ids:
+        bad.add(
+            field,
+            f"{field} contains the mask token (id {info.mask_token_id}); "
+            "open positions are holes of an infill template",
+        )
+
+
+def _check_ids(ids: tuple[int, ...], field: str, info: ModelInfo, bad: Violations) -> list[int]:
+    for index, token in enumerate(ids):
+        if not 0 <= token < info.vocab_size:
+            bad.add(
+                f"{field}[{index}]",
+                f"token id ({token}) is not in the vocabulary of {info.vocab_size}",
+            )
+            return []
+    _refuse_masks(list(ids), field, info, bad)
+    return list(ids)

@@ -1,0 +1,155 @@
+"""Text that can no longer change: the longest prefix of an output that is committed.
+
+Holds back what may still be part of a stop string and the bytes of an unfinished character.
+Knows tokens and bytes, not the canvas.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from vdiff_grpc.engine.tokenizer import Tokenizer
+from vdiff_grpc.engine.types import Committed, FinishReason, Tokens
+
+
+@dataclass(slots=True)
+class _Column:
+    """One generated token that waits for its text to be certain."""
+
+    id: int
+    position: int
+    step: int
+    confidence: float
+    token_bytes: bytes
+    text_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextEnd:
+    reason: FinishReason
+    stop: str | int | None
+
+
+@dataclass(slots=True)
+class TextStream:
+    """One output's text. Tokens are pushed in the order of their positions, each once.
+
+    hole_ends: how many tokens have been pushed at the end of each hole; characters and stop
+    strings do not reach across holes.
+    """
+
+    output_index: int
+    tokenizer: Tokenizer | None
+    stop_strings: Sequence[str]
+    end_ids: frozenset[int]
+    hole_ends: Sequence[int]
+    text: str = ""
+    tokens: Tokens = field(default_factory=Tokens)
+    hole_texts: list[str] = field(default_factory=list)
+    end: TextEnd | None = None
+    num_pushed: int = 0
+    _decoder: codecs.IncrementalDecoder = field(init=False)
+    _seen: str = ""  # all decoded text, held back or not
+    _hole_begin: int = 0  # of the current hole, in _seen
+    _waiting: list[_Column] = field(default_factory=list)
+    _new: list[Committed] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int, position: int, step: int, confidence: float) -> None:
+        """The next token. Ignored after the end."""
+        if self.end is not None:
+            return
+        self.num_pushed += 1
+        if token in self.end_ids:
+            self._finish_hole()
+            self.end = TextEnd(FinishReason.STOP, token)
+            return
+        data = self.tokenizer.token_bytes(token) if self.tokenizer else b""
+        offset = len(self._seen)
+        self._waiting.append(_Column(token, position, step, confidence, data, offset))
+        before = len(self._seen)
+        self._seen += self._decoder.decode(data)
+        if self.stop_strings and self._match_stop(before):
+            return
+        if self.num_pushed == self.hole_ends[len(self.hole_texts)]:
+            self._finish_hole()
+            if len(self.hole_texts) == len(self.hole_ends):
+                self.end = TextEnd(FinishReason.LENGTH, None)
+        else:
+            self._release(len(self._seen) - self._held_back())
+
+    def take_new(self) -> list[Committed]:
+        """What has become certain since the last call."""
+        new, self._new = self._new, []
+        return new
+
+    def _match_stop(self, before: int) -> bool:
+        """Ends the text before the earliest stop string that the new characters complete."""
+        longest = max(len(s) for s in self.stop_strings)
+        begin = max(self._hole_begin, before - longest + 1)
+        found = [(at, s) for s in self.stop_strings if (at := self._seen.find(s, begin)) >= 0]
+        if not found:
+            return False
+        at, stop = min(found, key=lambda pair: (pair[0], -len(pair[1])))
+        self._seen = self._seen[:at]
+        self._waiting = [c for c in self._waiting if c.text_offset < at]
+        self._finish_hole()
+        self.end = TextEnd(FinishReason.STOP, stop)
+        return True
+
+    def _held_back(self) -> int:
+        """Characters at the end that may be the head of a stop string."""
+        tail = self._seen[self._hole_begin :]
+        return max(
+            (
+                size
+                for stop in self.stop_strings
+                for size in range(min(len(stop) - 1, len(tail)), 0, -1)
+                if tail.endswith(stop[:size])
+            ),
+            default=0,
+        )
+
+    def _finish_hole(self) -> None:
+        """All of the hole's text is certain now. Bytes of half a character are dropped."""
+        self._decoder.reset()
+        self._release(len(self._seen), everything=True)
+        self.hole_texts.append(self._seen[self._hole_begin :])
+        self._hole_begin = len(self._seen)
+
+    def _release(self, until: int, *, everything: bool = False) -> None:
+        """Text up to `until` characters, with the tokens that begin and end before it."""
+        count = len(self._waiting)
+        if not everything:
+            ends = [c.text_offset for c in self._waiting[1:]] + [len(self._seen)]
+            pending = self._decoder.getstate()[0]
+            if pending:  # the tokens whose bytes are still an unfinished character wait too
+                size = len(pending)
+                while count and size > 0:
+                    count -= 1
+                    size -= len(self._waiting[count].token_bytes)
+            while count and ends[count - 1] > until:
+                count -= 1
+        text = self._seen[len(self.text) : until]
+        columns, self._waiting = self._waiting[:count], self._waiting[count:]
+        if not text and not columns:
+            return
+        tokens = Tokens(
+            tuple(c.id for c in columns),
+            tuple(c.position for c in columns),
+            tuple(c.step for c in columns),
+            tuple(c.confidence for c in columns),
+            tuple(c.token_bytes for c in columns),
+            tuple(c.text_offset for c in columns),
+        )
+        self.text += text
+        self.tokens = self.tokens + tokens
+        hole = len(self.hole_texts)
+        if self._new and self._new[-1].hole_index == hole:
+            last = self._new.pop()
+            text, tokens = last.text + text, last.tokens + tokens
+        self._new.append(Committed(self.output_index, text, tokens, hole))

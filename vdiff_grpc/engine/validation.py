@@ -1,0 +1,306 @@
+"""The only gate: nothing unvalidated reaches the engine. Knows limits, not threads or RPCs.
+
+Field paths are those of GenerationSpec, so that a caller is told what it wrote wrong. All
+violations of a request are reported together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from typing import Any, TypeVar
+
+from vdiff_grpc.engine.prompts import Violations, lay_out
+from vdiff_grpc.engine.tokenizer import Tokenizer
+from vdiff_grpc.engine.types import (
+    ConfidenceThreshold,
+    EngineConfig,
+    EngineLimits,
+    FixedSchedule,
+    InfillPrompt,
+    ModelInfo,
+    Prompt,
+    Request,
+    RequestParams,
+    ResolvedRequest,
+    SamplingParams,
+    Span,
+    SpanKind,
+    Strategy,
+)
+
+_T = TypeVar("_T")
+
+MAX_TEMPERATURE = 2.0
+MAX_CFG_SCALE = 16.0
+MAX_STOPS = 16
+MAX_STOP_CHARS = 256
+MAX_SEED = 2**64 - 1
+DEFAULT_THRESHOLD = 0.9
+
+
+def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
+    """What requests are held to: the configuration, bounded by the model. Needs no weights."""
+    canvas = min(info.max_positions, config.max_step_tokens)
+    if config.max_canvas_tokens:
+        canvas = min(canvas, config.max_canvas_tokens)
+    return EngineLimits(
+        max_canvas_tokens=canvas,
+        max_new_tokens=canvas,
+        max_block_length=canvas,
+        max_n=config.max_n,
+        max_running_rows=config.max_running_rows,
+        max_waiting_rows=config.max_waiting_rows,
+        max_step_tokens=config.max_step_tokens,
+        max_request_time_s=config.max_request_time_s,
+        default_max_new_tokens=min(config.default_max_new_tokens, canvas),
+        default_block_length=min(config.default_block_length, canvas),
+    )
+
+
+def defaults(info: ModelInfo, limits: EngineLimits) -> SamplingParams:
+    """What a request gets that says nothing. Its seed, drawn per request, is 0 here."""
+    return SamplingParams(
+        max_new_tokens=limits.default_max_new_tokens,
+        temperature=info.default_temperature,
+        top_p=1.0,
+        top_k=0,
+        seed=0,
+        n=1,
+        stop_strings=(),
+        stop_token_ids=(),
+        ignore_eos=False,
+        block_length=limits.default_block_length,
+        steps=limits.default_max_new_tokens,
+        cfg_scale=0.0,
+        strategy=FixedSchedule(),
+    )
+
+
+def resolve(
+    request: Request, info: ModelInfo, limits: EngineLimits, tokenizer: Tokenizer | None
+) -> ResolvedRequest:
+    """Checks every field and fills in the defaults. May take milliseconds: not for an event loop.
+
+    Raises InvalidRequestError.
+    """
+    bad = Violations()
+    asked, base = request.params, defaults(info, limits)
+    _check_sampling(asked, info, limits, bad)
+    if asked.stop_strings and tokenizer is None:
+        bad.add("sampling.stop.strings", f"stop strings: the model {info.name} has no tokenizer")
+    infill = isinstance(request.prompt, InfillPrompt)
+    if infill and asked.max_new_tokens is not None:
+        bad.add(
+            "sampling.max_new_tokens",
+            f"max_new_tokens ({asked.max_new_tokens}) cannot be set with infill: "
+            "its holes have their lengths",
+        )
+    wanted = base.max_new_tokens if asked.max_new_tokens is None else asked.max_new_tokens
+    new_tokens = min(max(wanted, 1), limits.max_new_tokens)
+    canvas, spans = lay_out(request.prompt, info, tokenizer, new_tokens, bad)
+    bad.raise_if_any()
+
+    num_new = sum(span.length for span in spans if span.kind is SpanKind.HOLE)
+    given = len(canvas) - num_new
+    room = limits.max_canvas_tokens - given
+    if num_new > room:
+        if infill or asked.max_new_tokens is not None or room < 1:
+            field = "infill.segments" if infill else "sampling.max_new_tokens"
+            what = "the holes' length" if infill else "max_new_tokens"
+            bad.add(
+                field,
+                f"{what} ({num_new}) exceeds the model's limit "
+                f"({limits.max_canvas_tokens} - {given} prompt tokens)",
+            )
+            bad.raise_if_any()
+        # the default gives way to a long prompt
+        canvas, spans = lay_out(request.prompt, info, tokenizer, room, bad)
+        num_new = room
+    num_holes = sum(span.kind is SpanKind.HOLE for span in spans)
+    if num_holes > 1 and (asked.stop_strings or asked.stop_token_ids):
+        bad.add("sampling.stop", f"stop cannot be used with several holes ({num_holes})")
+
+    n = _or(asked.n, base.n)
+    cfg_scale = _or(asked.cfg_scale, base.cfg_scale)
+    if cfg_scale > 0 and 2 * len(canvas) > limits.max_step_tokens:
+        bad.add(
+            "diffusion.cfg_scale",
+            f"cfg_scale ({cfg_scale:g}) computes the canvas twice, and twice {len(canvas)} tokens "
+            f"exceed the server's limit per step ({limits.max_step_tokens})",
+        )
+    strategy = _resolve_strategy(asked.strategy, info, bad)
+    block_length = min(_or(asked.block_length, base.block_length), num_new)
+    steps = _resolve_steps(asked.steps, strategy, num_new, block_length, bad)
+    bad.raise_if_any()
+
+    seed = secrets.randbits(53) if asked.seed is None else asked.seed
+    arrival = time.monotonic_ns()
+    return ResolvedRequest(
+        request_id=request.request_id,
+        canvas=tuple(canvas),
+        spans=tuple(spans),
+        params=SamplingParams(
+            max_new_tokens=num_new,
+            temperature=_or(asked.temperature, base.temperature),
+            top_p=_or(asked.top_p, base.top_p),
+            top_k=_or(asked.top_k, base.top_k),
+            seed=seed,
+            n=n,
+            stop_strings=asked.stop_strings,
+            stop_token_ids=asked.stop_token_ids,
+            ignore_eos=_or(asked.ignore_eos, base.ignore_eos),
+            block_length=block_length,
+            steps=steps,
+            cfg_scale=cfg_scale,
+            strategy=strategy,
+        ),
+        seeds=tuple(output_seed(seed, index) for index in range(n)),
+        granularity=request.granularity,
+        stride=request.stride,
+        arrival_ns=arrival,
+        deadline_ns=arrival + int(limits.max_request_time_s * 1e9),
+    )
+
+
+def encode_prompt(
+    prompt: Prompt, info: ModelInfo, tokenizer: Tokenizer | None
+) -> tuple[list[int], list[Span]]:
+    """The prompt's token ids and spans, nothing to generate added. Raises InvalidRequestError."""
+    bad = Violations()
+    canvas, spans = lay_out(prompt, info, tokenizer, 0, bad)
+    bad.raise_if_any()
+    return canvas, spans
+
+
+def output_seed(seed: int, index: int) -> int:
+    """The seed of output `index`: the request's own for the first, 53-bit ones after it.
+
+    53 bits survive JSON clients that keep numbers as doubles.
+    """
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 11
+
+
+def _or(value: _T | None, default: _T) -> _T:
+    return default if value is None else value
+
+
+def _check_sampling(
+    asked: RequestParams, info: ModelInfo, limits: EngineLimits, bad: Violations
+) -> None:
+    """Every scalar against its range."""
+
+    def within(field: str, low: float, high: float, *, open_low: bool = False) -> None:
+        value: Any = getattr(asked, field.rpartition(".")[2])
+        if value is None:
+            return
+        # written so that NaN fails too
+        if not ((low < value if open_low else low <= value) and value <= high):
+            name = field.rpartition(".")[2]
+            bracket = "(" if open_low else "["
+            bad.add(field, f"{name} ({value:g}) is not in {bracket}{low:g}, {high:g}]")
+
+    def whole(field: str, low: int, high: int, limit: str) -> None:
+        name = field.rpartition(".")[2]
+        value: int | None = getattr(asked, name)
+        if value is None:
+            return
+        if value < low:
+            bad.add(field, f"{name} ({value}) must be at least {low}")
+        elif value > high:
+            bad.add(field, f"{name} ({value}) exceeds {limit} ({high})")
+
+    whole("sampling.max_new_tokens", 1, limits.max_new_tokens, "the model's limit")
+    within("sampling.temperature", 0.0, MAX_TEMPERATURE)
+    within("sampling.top_p", 0.0, 1.0, open_low=True)
+    whole("sampling.top_k", 0, info.vocab_size, "the vocabulary")
+    whole("sampling.seed", 0, MAX_SEED, "the largest seed")
+    whole("sampling.n", 1, limits.max_n, "the server's limit")
+    whole("diffusion.block_length", 1, limits.max_block_length, "the model's limit")
+    whole("diffusion.steps", 1, limits.max_new_tokens, "the model's limit of new tokens")
+    within("diffusion.cfg_scale", 0.0, MAX_CFG_SCALE)
+    _check_stops(asked, info, bad)
+
+
+def _check_stops(asked: RequestParams, info: ModelInfo, bad: Violations) -> None:
+    if len(asked.stop_strings) > MAX_STOPS:
+        bad.add(
+            "sampling.stop.strings",
+            f"stop has {len(asked.stop_strings)} strings; the limit is {MAX_STOPS}",
+        )
+    for index, text in enumerate(asked.stop_strings):
+        if not 1 <= len(text) <= MAX_STOP_CHARS:
+            bad.add(
+                f"sampling.stop.strings[{index}]",
+                f"stop string {index} has {len(text)} characters; 1 to {MAX_STOP_CHARS} are allowed",
+            )
+    if len(asked.stop_token_ids) > MAX_STOPS:
+        bad.add(
+            "sampling.stop.token_ids",
+            f"stop has {len(asked.stop_token_ids)} token ids; the limit is {MAX_STOPS}",
+        )
+    for index, token in enumerate(asked.stop_token_ids):
+        if not 0 <= token < info.vocab_size:
+            bad.add(
+                f"sampling.stop.token_ids[{index}]",
+                f"stop token id ({token}) is not in the vocabulary of {info.vocab_size}",
+            )
+
+
+def _resolve_strategy(asked: Strategy | None, info: ModelInfo, bad: Violations) -> Strategy:
+    strategy: Strategy = asked if asked is not None else FixedSchedule()
+    name = strategy_name(strategy)
+    if name not in info.strategies:
+        bad.add(
+            f"diffusion.{name}",
+            f"strategy {name} is not among this model's: {', '.join(info.strategies)}",
+        )
+    if isinstance(strategy, ConfidenceThreshold):
+        threshold = _or(strategy.threshold, DEFAULT_THRESHOLD)
+        if not 0 < threshold <= 1:
+            bad.add(
+                "diffusion.confidence_threshold.threshold",
+                f"threshold ({threshold:g}) is not in (0, 1]",
+            )
+        return ConfidenceThreshold(threshold)
+    return strategy
+
+
+def _resolve_steps(
+    asked: int | None, strategy: Strategy, num_new: int, block_length: int, bad: Violations
+) -> int | None:
+    """Steps over all blocks; None for a strategy without a schedule, which refuses them."""
+    if not isinstance(strategy, FixedSchedule):
+        if asked is not None:
+            bad.add(
+                "diffusion.steps",
+                f"steps ({asked}) cannot be set with {strategy_name(strategy)}: "
+                "the rule itself decides how many it takes",
+            )
+        return None
+    if asked is None:
+        return num_new
+    blocks = -(-num_new // block_length)
+    if asked < blocks:
+        bad.add(
+            "diffusion.steps",
+            f"steps ({asked}) is fewer than the blocks ({blocks} of block_length {block_length})",
+        )
+    elif asked > num_new:
+        bad.add("diffusion.steps", f"steps ({asked}) exceeds the generated positions ({num_new})")
+    return asked
+
+
+_STRATEGY_NAMES: dict[type, str] = {
+    FixedSchedule: "fixed_schedule",
+    ConfidenceThreshold: "confidence_threshold",
+}
+
+
+def strategy_name(strategy: Strategy) -> str:
+    """The name in the contract's oneof."""
+    return _STRATEGY_NAMES[type(strategy)]
