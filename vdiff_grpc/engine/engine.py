@@ -8,6 +8,8 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
+import torch
+
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.packing import RowCommits
 from vdiff_grpc.engine.rng import Noise
@@ -49,6 +51,8 @@ class Engine:
 
     def __init__(self, config: EngineConfig, noise: Noise | None = None) -> None:
         """Loads tokenizer and weights. Raises CheckpointError."""
+        if config.threads:
+            torch.set_num_threads(config.threads)
         self.info = registry.describe(config.model_path, *config.served_names[:1])
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)

@@ -55,8 +55,12 @@ def run_loop(config: EngineConfig, inbox: Inbox, send: Send) -> None:
     """Loads, warms up, and serves until Shutdown. A failed load is reported as ERROR."""
     send(StateChanged(EngineState.LOADING))
     try:
+        import torch
+
         from vdiff_grpc.engine.engine import Engine
 
+        if config.threads:
+            torch.set_num_threads(config.threads)
         engine = Engine(config)
         send(StateChanged(EngineState.WARMING_UP))
         engine.warm_up()

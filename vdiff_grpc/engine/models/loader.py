@@ -83,6 +83,7 @@ def load(path: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
     _check_files(root)
     attention.register()
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # what it reports, _check_loaded raises
     try:
         config = getattr(transformers, family.transformers_config)(**family.to_config(raw))
     except KeyError as error:
@@ -99,6 +100,7 @@ def load(path: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
             use_safetensors=True,
             local_files_only=True,
             attn_implementation=attention.BACKEND,
+            ignore_mismatched_sizes=True,  # told by _check_loaded, with the shapes
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError) as error:
@@ -132,7 +134,15 @@ def _check_files(root: Path) -> None:
 
 def _check_loaded(root: Path, info: dict[str, Any]) -> None:
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(str(key) for key in info.get(what, ()))
+        keys = sorted(_describe_key(key) for key in info.get(what, ()))
         if keys:
             shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
             raise CheckpointError(f"{root}: {what.replace('_', ' ')}: {shown}")
+
+
+def _describe_key(key: Any) -> str:
+    """A key, or with its shapes: (key, in the file, in the model)."""
+    if isinstance(key, str):
+        return key
+    name, found, expected = key
+    return f"{name} is {list(found)}, expected {list(expected)}"

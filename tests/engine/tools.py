@@ -1,0 +1,99 @@
+"""What the engine's tests share: drive an engine step by step and keep what it said."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.packing import PackedStep
+from vdiff_grpc.engine.rng import Noise
+from vdiff_grpc.engine.runner import Runner
+from vdiff_grpc.engine.types import (
+    EngineConfig,
+    Event,
+    Finished,
+    Granularity,
+    Request,
+    StepUpdate,
+)
+from vdiff_grpc.engine.validation import resolve
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "data"
+TINY = GOLDEN / "tiny-llada"
+
+
+def tiny_engine(
+    path: Path = TINY,
+    *,
+    noise: Noise | None = None,
+    early_end: bool = True,
+    device: str = "cpu",
+    dtype: str = "float32",
+    **limits: int,
+) -> Engine:
+    """An engine on a tiny random checkpoint. early_end False: no token ends an answer."""
+    limits.setdefault("threads", 1)  # a tiny model gains nothing from more
+    config = EngineConfig(model_path=str(path), device=device, dtype=dtype, **limits)
+    engine = Engine(config, noise)
+    if not early_end:
+        engine.info = dataclasses.replace(engine.info, end_token_ids=())
+    return engine
+
+
+def add(engine: Engine, key: int, request: Request) -> None:
+    engine.add(key, resolve(request, engine.info, engine.limits, engine.tokenizer))
+
+
+def run_all(engine: Engine) -> dict[int, list[Event]]:
+    """Steps until nothing is open; every request's events."""
+    events: dict[int, list[Event]] = defaultdict(list)
+    while engine.has_work:
+        for key, event in engine.step():
+            events[key].append(event)
+    return events
+
+
+def run(engine: Engine, request: Request) -> list[Event]:
+    """One request alone, told step by step."""
+    add(engine, 1, dataclasses.replace(request, granularity=Granularity.STEPS))
+    return run_all(engine)[1]
+
+
+def trajectory(events: list[Event]) -> list[list[tuple[int, int, float]]]:
+    """Per step: (position, token, confidence) of what was committed."""
+    return [
+        list(zip(e.positions, e.token_ids, e.confidences, strict=True))
+        for e in events
+        if isinstance(e, StepUpdate)
+    ]
+
+
+def finished(events: list[Event]) -> Finished:
+    assert isinstance(events[-1], Finished)
+    return events[-1]
+
+
+class LogitsRecorder(Runner):
+    """A runner that keeps every row's logits: {(key, output): [step -> tensor]}."""
+
+    @classmethod
+    def install(cls, engine: Engine) -> LogitsRecorder:
+        recorder = cls(engine.model, engine.info, engine._banned_ids(), engine.runner.noise)
+        recorder.seen = defaultdict(list)
+        engine.runner = recorder
+        return recorder
+
+    seen: dict[tuple[int, int], list[torch.Tensor]]
+
+    def forward(self, packed: PackedStep) -> torch.Tensor:
+        logits = super().forward(packed)
+        for row, sequence in enumerate(packed.sequences):
+            mine = torch.from_numpy(packed.rows == row)
+            self.seen[sequence.key, sequence.index].append(
+                logits[: packed.num_candidates][mine.to(logits.device)].cpu().clone()
+            )
+        return logits

@@ -1,0 +1,26 @@
+"""Golden and company tests on CUDA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.test_company import check_company
+from tests.golden.test_llada import LLADA_CASES, check_case, llada_params
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+@pytest.mark.parametrize("case", LLADA_CASES)
+def test_float32_commits_what_llada_generate_commits(case: dict[str, Any]) -> None:
+    check_case(case, llada_params(case), device="cuda", atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_company_changes_nothing(dtype: str) -> None:
+    check_company(1, device="cuda", dtype=dtype)
