@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -73,10 +74,14 @@ def test_a_request_gives_the_same_tokens_and_logits_alone_and_in_any_company(arr
     check_company(arrivals)
 
 
-def check_company(arrivals: int, device: str = "cpu", dtype: str = "float32") -> None:
+def test_one_constant_shape_keeps_the_promise_too() -> None:
+    check_company(4, batch_invariant=True, max_step_tokens=600)
+
+
+def check_company(arrivals: int, **config: Any) -> None:
     """Each of 16 requests alone, then all together, arriving at random between steps."""
     requests = mixed_requests()
-    engine = tiny_engine(device=device, dtype=dtype, max_running_rows=11)
+    engine = tiny_engine(max_running_rows=11, **config)
     recorder = LogitsRecorder.install(engine)
     alone = {}
     for key, request in enumerate(requests):

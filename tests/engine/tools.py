@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ def tiny_engine(
     early_end: bool = True,
     device: str = "cpu",
     dtype: str = "float32",
-    **limits: int,
+    **limits: Any,
 ) -> Engine:
     """An engine on a tiny random checkpoint. early_end False: no token ends an answer."""
     limits.setdefault("threads", 1)  # a tiny model gains nothing from more
@@ -82,7 +83,9 @@ class LogitsRecorder(Runner):
 
     @classmethod
     def install(cls, engine: Engine) -> LogitsRecorder:
-        recorder = cls(engine.model, engine.info, engine._banned_ids(), engine.runner.noise)
+        recorder = cls(
+            engine.model, engine.info, engine._banned_ids(), engine.runner.noise, engine.runner.fill
+        )
         recorder.seen = defaultdict(list)
         engine.runner = recorder
         return recorder

@@ -34,20 +34,26 @@ class AttentionLayout:
 
     cu_q, cu_k: [num_segments + 1] offsets of queries and keys. Equal without a cache.
     rules: one per segment.
+    merge: neighbouring segments of one shape may share a kernel call.
     """
 
     cu_q: tuple[int, ...]
     cu_k: tuple[int, ...]
     rules: tuple[MaskRule, ...]
+    merge: bool = True
 
     @classmethod
-    def of_lengths(cls, lengths: Sequence[int], rules: Sequence[MaskRule]) -> AttentionLayout:
+    def of_lengths(
+        cls, lengths: Sequence[int], rules: Sequence[MaskRule], *, merge: bool = True
+    ) -> AttentionLayout:
         """The layout without a cache: every segment's queries are its keys."""
         offsets = (0, *accumulate(lengths))
-        return cls(offsets, offsets, tuple(rules))
+        return cls(offsets, offsets, tuple(rules), merge)
 
     def runs(self) -> list[tuple[int, int]]:
-        """Neighbouring segments of one shape and rule as (first, end): computed in one call."""
+        """Segments (first, end) that are computed in one call."""
+        if not self.merge:
+            return [(i, i + 1) for i in range(len(self.rules))]
         found: list[tuple[int, int]] = []
         first = 0
         for i in range(1, len(self.rules) + 1):

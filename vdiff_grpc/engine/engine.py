@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from vdiff_grpc.engine.models import loader, registry
-from vdiff_grpc.engine.packing import RowCommits
+from vdiff_grpc.engine.packing import Fill, RowCommits
 from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import Runner
 from vdiff_grpc.engine.scheduler import Scheduler
@@ -57,7 +57,10 @@ class Engine:
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
         self.model = loader.load(config.model_path, config.device, config.dtype)
-        self.runner = Runner(self.model, self.info, self._banned_ids(), noise)
+        fill = Fill()
+        if config.batch_invariant:
+            fill = Fill(self.limits.max_step_tokens, self.limits.max_step_tokens, merge=False)
+        self.runner = Runner(self.model, self.info, self._banned_ids(), noise, fill)
         self.scheduler = Scheduler(
             self.limits.max_running_rows, self.limits.max_waiting_rows, self.limits.max_step_tokens
         )

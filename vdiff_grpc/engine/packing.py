@@ -2,7 +2,8 @@
 
 Matrix products of few rows differ in the last bit from those of many (1, 2, 3 and 7 rows from
 1,024, measured in float32 on CPU; 16 and more did not). So that a row's logits are the same in
-any company, packed tokens and head rows are filled up to at least 16.
+any company, packed tokens and head rows are filled up to at least 16. On a GPU the kernel that
+is chosen depends on the shape in other ways: there a fill to one constant shape keeps the promise.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vdiff_grpc.engine.rng import NoiseRows
 from vdiff_grpc.engine.sequence import Floats, Ints, Sequence
 
 MIN_ROWS = 16
+_FILLER_LENGTH = 128  # of a segment of filler: attention to it stays cheap
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,23 @@ class PackedStep:
         return np.flatnonzero(banned)
 
 
-def pack(sequences: Rows[Sequence], shift: int, filler_id: int) -> PackedStep:
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Shape that packed rows are filled up to. merge: as in AttentionLayout."""
+
+    min_tokens: int = MIN_ROWS
+    min_head: int = MIN_ROWS
+    merge: bool = True
+
+
+def pack(
+    sequences: Rows[Sequence], shift: int, filler_id: int, fill: Fill | None = None
+) -> PackedStep:
     """Packs one step of every sequence.
 
     shift: the model's logits of position p predict position p + shift.
     """
+    fill = fill or Fill()
     tokens: list[Ints] = []
     position_ids: list[Ints] = []
     rules: list[MaskRule] = []
@@ -96,18 +110,20 @@ def pack(sequences: Rows[Sequence], shift: int, filler_id: int) -> PackedStep:
                 blind_heads.append(head)
                 guided.append(np.arange(num_candidates - len(head), num_candidates))
             begin += len(variant.token_ids)
-    if begin < MIN_ROWS:
-        tokens.append(np.full(MIN_ROWS - begin, filler_id, dtype=np.int64))
-        position_ids.append(np.arange(MIN_ROWS - begin, dtype=np.int64))
+    while begin < fill.min_tokens:
+        length = min(fill.min_tokens - begin, _FILLER_LENGTH)
+        tokens.append(np.full(length, filler_id, dtype=np.int64))
+        position_ids.append(np.arange(length, dtype=np.int64))
         rules.append(MaskRule.FULL)
+        begin += length
     head = np.concatenate([*heads, *blind_heads])
-    if len(head) < MIN_ROWS:
-        head = np.concatenate([head, np.zeros(MIN_ROWS - len(head), dtype=np.int64)])
+    if len(head) < fill.min_head:
+        head = np.concatenate([head, np.zeros(fill.min_head - len(head), dtype=np.int64)])
     return PackedStep(
         sequences=tuple(sequences),
         token_ids=np.concatenate(tokens),
         position_ids=np.concatenate(position_ids),
-        layout=AttentionLayout.of_lengths([len(t) for t in tokens], rules),
+        layout=AttentionLayout.of_lengths([len(t) for t in tokens], rules, merge=fill.merge),
         head=head,
         rows=np.concatenate(rows),
         positions=np.concatenate(positions),

@@ -15,7 +15,7 @@ from vdiff_grpc.engine.decoding.registry import RULES
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
 from vdiff_grpc.engine.decoding.stages import Guidance, Sampling, ban_, draw, guide_
 from vdiff_grpc.engine.models.loader import LoadedModel
-from vdiff_grpc.engine.packing import PackedStep, RowCommits, pack
+from vdiff_grpc.engine.packing import Fill, PackedStep, RowCommits, pack
 from vdiff_grpc.engine.rng import CounterNoise, Noise
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.types import ModelInfo
@@ -33,8 +33,10 @@ class Runner:
         info: ModelInfo,
         banned_ids: Rows[int],
         noise: Noise | None = None,
+        fill: Fill | None = None,
     ) -> None:
         self.model = model
+        self.fill = fill or Fill()
         self.noise: Noise = noise or CounterNoise()
         self._filler_id = info.mask_token_id
         self._banned_ids = self._to_device(np.array(sorted(banned_ids), dtype=np.int64))
@@ -43,7 +45,7 @@ class Runner:
     @torch.inference_mode()
     def step(self, sequences: Rows[Sequence]) -> list[RowCommits]:
         """One denoising step of every sequence. Changes none of them."""
-        packed = pack(sequences, self.model.shift, self._filler_id)
+        packed = pack(sequences, self.model.shift, self._filler_id, self.fill)
         return self._decode(packed, self.forward(packed))
 
     @torch.inference_mode()

@@ -358,6 +358,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
+    batch_invariant: bool = False
     max_running_rows: int = 32
     max_waiting_rows: int = 256
     max_step_tokens: int = 16384
