@@ -1,0 +1,236 @@
+"""The gateway's life: routes put together, listening, draining on SIGTERM, exit 0."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import signal
+import socket
+import sys
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Scope
+
+from . import docs, routes
+from .config import GatewayConfig, load_config
+from .errors import ApiError, internal, unknown_url
+from .exchange import OpenExchanges
+from .logs import configure_logging
+from .middleware import BodyLimit, RequestContext
+from .routes import Gate, InfoEndpoints
+from .upstream import Upstream
+
+_log = logging.getLogger(__name__)
+
+
+def create_app(gate: Gate, max_body_bytes: int) -> ASGIApp:
+    """The ASGI application over an upstream; it has no lifespan of its own."""
+    info = InfoEndpoints(gate)
+    table = [
+        Route("/v1/completions", routes.completions(gate), methods=["POST"]),
+        Route("/v1/chat/completions", routes.chat_completions(gate), methods=["POST"]),
+        Route("/v1/models", info.models),
+        Route("/v1/models/{model:path}", info.model),
+        Route("/health", info.health),
+        Route("/health/live", info.live),
+        Route("/health/ready", info.ready),
+        Route("/version", info.version),
+        Route("/openapi.json", docs.openapi_json),
+        Route("/docs", docs.docs),
+        Route("/redoc", docs.redoc),
+    ]
+    paths: dict[Any, str] = {route.endpoint: route.path_format for route in table}
+    app = Starlette(
+        routes=table,
+        exception_handlers={
+            ApiError: _answer_api_error,
+            HTTPException: _answer_http_exception,
+            Exception: _answer_bug,
+        },
+    )
+
+    def route_of(scope: Scope) -> str:
+        return paths.get(scope.get("endpoint"), "unknown")
+
+    return RequestContext(BodyLimit(app, max_body_bytes), route_of)
+
+
+class Gateway:
+    """A gateway that listens: `gateway = await Gateway.start(config)`, then `stop`."""
+
+    def __init__(self, config: GatewayConfig, listener: socket.socket) -> None:
+        self._config = config
+        self._listener = listener
+        self._hurried = asyncio.Event()
+        self._gate = Gate(
+            Upstream(config.server, config.request_timeout_s), open_exchanges=OpenExchanges()
+        )
+        self._server = _Server(
+            uvicorn.Config(
+                create_app(self._gate, config.max_body_bytes),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                # Longer than a load balancer keeps an idle connection.
+                timeout_keep_alive=75,
+                # A backstop: open exchanges are ended at grace_s by ourselves.
+                timeout_graceful_shutdown=math.ceil(config.grace_s) + 5,
+            )
+        )
+
+    @classmethod
+    async def start(cls, config: GatewayConfig) -> Gateway:
+        """Listens when it returns. Raises OSError when the address cannot be had."""
+        gateway = cls(config, _listen(config.host, config.port))
+        gateway._serving = asyncio.create_task(
+            gateway._server.serve(sockets=[gateway._listener]), name="gateway"
+        )
+        await gateway._server.listening.wait()
+        return gateway
+
+    @property
+    def url(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def drain(self) -> None:
+        """Says 'not ready' for `drain_delay_s`, while requests are still taken."""
+        self._gate.draining = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._hurried.wait(), self._config.drain_delay_s)
+
+    async def stop(self) -> None:
+        """Takes no more connections; open exchanges have `grace_s` to finish."""
+        self._gate.draining = True
+        self._server.should_exit = True
+        grace_s = 0.0 if self._hurried.is_set() else self._config.grace_s
+        timer = asyncio.get_running_loop().call_later(grace_s, self._gate.open_exchanges.end_all)
+        try:
+            await self._serving
+        finally:
+            timer.cancel()
+            await self._gate.upstream.close()
+
+    def stop_now(self) -> None:
+        """Ends all open exchanges; for a second signal while `drain` or `stop` waits."""
+        self._hurried.set()
+        self._gate.open_exchanges.end_all()
+
+    _serving: asyncio.Task[None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `vdiff-gateway`."""
+    config = load_config(argv)
+    configure_logging(config.log_format, config.log_level)
+    loop_factory = uvicorn.Config(
+        "", log_config=None
+    ).get_loop_factory()  # uvloop where there is one
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(_serve(config))
+
+
+async def _serve(config: GatewayConfig) -> int:
+    stopping = asyncio.Event()
+    try:
+        gateway = await Gateway.start(config)
+    except OSError as error:
+        _log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror)
+        return 1
+
+    def stop() -> None:
+        if stopping.is_set():
+            gateway.stop_now()
+        stopping.set()
+
+    _on_signals(stop)
+    _log.info("listening on %s, in front of %s", gateway.url, config.server)
+    await stopping.wait()
+    _log.info("stopping")
+    await gateway.drain()
+    await gateway.stop()
+    _log.info("stopped")
+    return 0
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, stop)
+        except NotImplementedError:  # Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+
+
+class _Server(uvicorn.Server):
+    """Tells when it listens, and leaves signals to us: uvicorn would end with the signal itself."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+async def _answer_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return Response(
+        error.body(), error.status, headers=error.headers, media_type="application/json"
+    )
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """What Starlette itself says: no such route, or not with this method."""
+    assert isinstance(error, HTTPException)
+    what = f"{request.method} {request.url.path}"
+    if error.status_code == 404:
+        ours = unknown_url(what)
+    elif error.status_code == 405:
+        ours = ApiError(
+            405, f"this URL does not take {request.method}: {what}", code="method_not_allowed"
+        )
+    else:
+        ours = ApiError(error.status_code, error.detail)
+    ours.headers.update(error.headers or {})
+    return await _answer_api_error(request, ours)
+
+
+async def _answer_bug(request: Request, error: Exception) -> Response:
+    # Starlette raises it again; RequestContext logs it.
+    return await _answer_api_error(request, internal())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

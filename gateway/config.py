@@ -1,0 +1,85 @@
+"""The gateway's settings: flags and environment, read once. Knows nothing of HTTP or gRPC."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, get_type_hints
+
+ENV_PREFIX = "VDIFF_GATEWAY_"
+
+
+def _setting(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """Every field is a flag and an environment variable: `--request-timeout-s` is also
+    VDIFF_GATEWAY_REQUEST_TIMEOUT_S. The flag wins."""
+
+    host: str = _setting("127.0.0.1", "address to listen on")
+    port: int = _setting(8000, "port to listen on; 0 takes a free one")
+    server: str = _setting("127.0.0.1:50051", "the gRPC server, HOST:PORT or any gRPC target")
+    max_body_bytes: int = _setting(4 * 1024 * 1024, "largest request body, in bytes")
+    request_timeout_s: float = _setting(
+        600.0, "a request is ended with 504 after this long, waiting included; 0: never"
+    )
+    drain_delay_s: float = _setting(
+        0.0, "after SIGTERM: say 'not ready' for this long before new connections are refused"
+    )
+    grace_s: float = _setting(30.0, "after SIGTERM: open requests have this long to finish")
+    log_format: str = _setting("text", "text or json", ("text", "json"))
+    log_level: str = _setting(
+        "info", "debug, info, warning or error", ("debug", "info", "warning", "error")
+    )
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, "port", self.port, "from 0 to 65535")
+        _require(bool(self.server), "server", self.server, "HOST:PORT")
+        _require(self.max_body_bytes >= 1, "max_body_bytes", self.max_body_bytes, "at least 1")
+        for name in ("request_timeout_s", "drain_delay_s", "grace_s"):
+            value = getattr(self, name)
+            _require(0 <= value < 1e6, name, value, "from 0 to 1000000")
+
+
+def load_config(
+    argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None
+) -> GatewayConfig:
+    """Read flags, then the environment, then the defaults. A wrong value ends the process
+    with a message that names it."""
+    environ = os.environ if environ is None else environ
+    types = get_type_hints(GatewayConfig)
+    parser = argparse.ArgumentParser(
+        prog="vdiff-gateway",
+        description="OpenAI's REST API in front of a vdiff-grpc server.",
+        epilog=f"Each flag can be set in the environment: --log-level is {ENV_PREFIX}LOG_LEVEL.",
+        allow_abbrev=False,
+    )
+    for setting in fields(GatewayConfig):
+        assert setting.default is not MISSING
+        parser.add_argument(
+            "--" + setting.name.replace("_", "-"),
+            type=types[setting.name],
+            # A string default goes through `type` and `choices` like a flag.
+            default=environ.get(ENV_PREFIX + setting.name.upper()) or str(setting.default),
+            choices=setting.metadata["choices"] or None,
+            metavar=None if setting.metadata["choices"] else types[setting.name].__name__.upper(),
+            help=f"{setting.metadata['help']} (default {setting.default})",
+        )
+    values = vars(parser.parse_args(argv))
+    for setting in fields(GatewayConfig):
+        choices = setting.metadata["choices"]
+        if choices and values[setting.name] not in choices:  # argparse does not check defaults
+            parser.error(f"{setting.name} ({values[setting.name]}) is not one of {choices}")
+    try:
+        return GatewayConfig(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _require(holds: bool, name: str, value: object, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} ({value}) must be {expected}")

@@ -1,0 +1,261 @@
+"""OpenAI's requests as msgspec types: they decode, and are the source of the OpenAPI document.
+
+Knows nothing of gRPC. Fields that stand here as `Any` are refused unless they say nothing,
+see refusals.py; the replies are in openai_replies.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+_UINT32 = 2**32 - 1
+
+Positive = Annotated[int, Meta(ge=1, le=_UINT32)]
+TokenId = Annotated[int, Meta(ge=0, le=_UINT32)]
+
+
+def _only(schema: dict[str, Any], description: str) -> Meta:
+    """A field of OpenAI's that has only one meaning here; the schema says which values."""
+    return Meta(description=description, extra_json_schema=schema)
+
+
+Remasking = Literal["low_confidence", "random"]
+Role = Literal["system", "developer", "user", "assistant"]
+
+
+class StreamOptions(Struct, kw_only=True):
+    include_usage: Annotated[
+        bool | None, Meta(description="Send a last chunk with the token counts.")
+    ] = None
+
+
+class FixedSchedule(
+    Struct, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="fixed_schedule"
+):
+    """Unmask an even share of the block at every step (LLaDA)."""
+
+    remasking: Annotated[
+        Remasking | None,
+        Meta(description="Which positions stay masked longest. Default low_confidence."),
+    ] = None
+
+
+class ConfidenceThreshold(
+    Struct, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="confidence_threshold"
+):
+    """Unmask every prediction at least this confident, and always the best (Fast-dLLM)."""
+
+    threshold: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None, Meta(description="Default 0.9.")
+    ] = None
+
+
+class GenerationFields(Struct, kw_only=True):
+    """What completions and chat have in common."""
+
+    model: Annotated[
+        str | None, Meta(description="Name of the served model. Absent: the one that is served.")
+    ] = None
+    max_tokens: Annotated[
+        Positive | None,
+        Meta(
+            description="Positions to generate. Default: the server's default_max_new_tokens "
+            "(not OpenAI's 16)."
+        ),
+    ] = None
+    max_completion_tokens: Annotated[
+        Positive | None, Meta(description="The newer name of max_tokens.")
+    ] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=2)] | None,
+        Meta(description="0 takes the most likely token. Default: the model's."),
+    ] = None
+    top_p: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None, Meta(description="Default 1: keep everything.")
+    ] = None
+    top_k: Annotated[
+        TokenId | None, Meta(description="Keep the k most likely tokens; 0 keeps everything.")
+    ] = None
+    n: Annotated[Positive | None, Meta(description="Answers per prompt. Default 1.")] = None
+    stop: Annotated[
+        str | Annotated[list[str], Meta(max_length=4)] | None,
+        Meta(description="The text ends before the first of these. At most 4."),
+    ] = None
+    seed: Annotated[
+        int | None,
+        Meta(
+            description="The same request with the same seed gives the same answer. Taken modulo "
+            "2^64. Default: drawn by the server."
+        ),
+    ] = None
+    stream: Annotated[bool | None, Meta(description="Answer with server-sent events.")] = None
+    stream_options: StreamOptions | None = None
+    ignore_eos: Annotated[
+        bool | None, Meta(description="Never generate the model's end tokens.")
+    ] = None
+
+    # Diffusion's own; `extra_body` of the OpenAI clients puts them here.
+    steps: Annotated[
+        Positive | None,
+        Meta(description="Denoising steps over all blocks. Default: one token per step."),
+    ] = None
+    block_length: Annotated[
+        Positive | None,
+        Meta(description="Positions that are filled together. Default: the server's."),
+    ] = None
+    cfg_scale: Annotated[
+        Annotated[float, Meta(ge=0, le=16)] | None,
+        Meta(description="Classifier-free guidance; 0 is off. Above 0 a step costs two passes."),
+    ] = None
+    strategy: Annotated[
+        FixedSchedule | ConfidenceThreshold | None,
+        Meta(description="How positions are chosen. Default: the server's."),
+    ] = None
+    diffusing: Annotated[
+        bool | None,
+        Meta(
+            description="With stream: also send a chunk with a top-level `diffusion` for every "
+            "denoising step."
+        ),
+    ] = None
+
+    # Refused unless they say nothing.
+    logit_bias: Annotated[
+        Any,
+        _only(
+            {"anyOf": [{"type": "object", "maxProperties": 0}, {"type": "null"}]},
+            "Not supported.",
+        ),
+    ] = None
+    presence_penalty: Annotated[Any, _only({"enum": [0, None]}, "Not supported other than 0.")] = (
+        None
+    )
+    frequency_penalty: Annotated[Any, _only({"enum": [0, None]}, "Not supported other than 0.")] = (
+        None
+    )
+    response_format: Annotated[
+        Any,
+        _only(
+            {
+                "anyOf": [
+                    {
+                        "type": "object",
+                        "properties": {"type": {"const": "text"}},
+                        "required": ["type"],
+                    },
+                    {"type": "null"},
+                ]
+            },
+            "Not supported other than text.",
+        ),
+    ] = None
+    latency_budget_ms: Annotated[Any, _only({"type": "null"}, "Not supported.")] = None
+
+
+# OpenAI's own limit. Each is an RPC of its own.
+MAX_PROMPTS = 2048
+
+_TOKEN_ID_SCHEMA = {"type": "integer", "minimum": 0, "maximum": _UINT32}
+# msgspec cannot tell lists apart by what is in them; the document can.
+PROMPT_SCHEMA: list[dict[str, Any]] = [
+    {"type": "string"},
+    {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS, "items": {"type": "string"}},
+    {"type": "array", "minItems": 1, "items": _TOKEN_ID_SCHEMA},
+    {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_PROMPTS,
+        "items": {"type": "array", "minItems": 1, "items": _TOKEN_ID_SCHEMA},
+    },
+]
+
+
+class CompletionRequest(GenerationFields, kw_only=True):
+    """POST /v1/completions. Fields that are not listed are accepted and have no effect."""
+
+    prompt: Annotated[
+        str | list[str | TokenId | list[TokenId]],
+        Meta(
+            description="Text, token ids, or a list of either. A list is answered all or nothing; "
+            "choice i * n + j is answer j to prompt i."
+        ),
+    ]
+    suffix: Annotated[
+        str | None,
+        Meta(description="Text that follows: the gap between prompt and suffix is filled in."),
+    ] = None
+    echo: Annotated[
+        bool | None, Meta(description="Put the prompt before the answer. Only for text prompts.")
+    ] = None
+    logprobs: Annotated[Any, _only({"enum": [False, None]}, "Not supported.")] = None
+    best_of: Annotated[Any, _only({"type": ["integer", "null"]}, "Only 1 or n.")] = None
+
+
+class ContentPart(Struct, kw_only=True):
+    type: Annotated[str, Meta(extra_json_schema={"const": "text"})]
+    # Absent in parts that are refused for their type.
+    text: str | UnsetType = UNSET
+
+
+class ChatMessage(Struct, kw_only=True):
+    role: Role
+    content: Annotated[
+        str | list[ContentPart],
+        Meta(description="Text, or text parts, which are joined without anything between them."),
+    ]
+    tool_calls: Annotated[
+        Any,
+        _only({"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}, "Not supported."),
+    ] = None
+    function_call: Annotated[Any, _only({"type": "null"}, "Not supported.")] = None
+    audio: Annotated[Any, _only({"type": "null"}, "Not supported.")] = None
+
+
+class ChatRequest(GenerationFields, kw_only=True):
+    """POST /v1/chat/completions. Fields that are not listed are accepted and have no effect."""
+
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    logprobs: Annotated[Any, _only({"enum": [False, None]}, "Not supported.")] = None
+    top_logprobs: Annotated[Any, _only({"enum": [0, None]}, "Not supported.")] = None
+    tools: Annotated[
+        Any,
+        _only({"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}, "Not supported."),
+    ] = None
+    tool_choice: Annotated[Any, _only({"enum": ["none", "auto", None]}, "There are no tools.")] = (
+        None
+    )
+    functions: Annotated[
+        Any,
+        _only({"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}, "Not supported."),
+    ] = None
+    function_call: Annotated[
+        Any, _only({"enum": ["none", "auto", None]}, "There are no functions.")
+    ] = None
+    audio: Annotated[Any, _only({"type": "null"}, "Not supported.")] = None
+    modalities: Annotated[
+        Any,
+        _only(
+            {
+                "anyOf": [
+                    {"type": "array", "items": {"const": "text"}},
+                    {"type": "null"},
+                ]
+            },
+            "Only text.",
+        ),
+    ] = None
+    web_search_options: Annotated[Any, _only({"type": "null"}, "Not supported.")] = None
+
+
+# For error messages: what a field with few values may be.
+CHOICES = {
+    "role": get_args(Role),
+    "remasking": get_args(Remasking),
+    "type": ("fixed_schedule", "confidence_threshold"),
+}
+
+COMPLETION_DECODER = msgspec.json.Decoder(CompletionRequest)
+CHAT_DECODER = msgspec.json.Decoder(ChatRequest)

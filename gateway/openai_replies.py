@@ -1,0 +1,179 @@
+"""OpenAI's replies as msgspec types: they encode, and are the source of the OpenAPI document.
+
+Knows nothing of gRPC. `diffusion` is ours: it shows the canvas as it fills in.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+FinishReason = Literal["stop", "length"]
+
+
+class Usage(Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionChoice(Struct, frozen=True):
+    index: int
+    text: str
+    finish_reason: FinishReason | None = None
+    logprobs: None = None
+
+
+class Completion(Struct, frozen=True):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+class AssistantMessage(Struct, frozen=True):
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Struct, frozen=True):
+    index: int
+    message: AssistantMessage
+    finish_reason: FinishReason
+    logprobs: None = None
+
+
+class ChatCompletion(Struct, frozen=True):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class CanvasSpan(Struct, frozen=True):
+    kind: Literal["prompt", "frozen", "hole"]
+    length: int
+
+
+class DiffusionStart(Struct, frozen=True, tag_field="kind", tag="start"):
+    """The canvas before the first step; position 0 is the first prompt token."""
+
+    index: int
+    token_ids: list[int]
+    mask_token_id: int
+    spans: list[CanvasSpan]
+
+
+class _DiffusionStep(Struct, frozen=True):
+    index: int
+    step: int
+    block: int
+    forward_passes: int
+    positions: list[int]
+    token_ids: list[int]
+    tokens: Annotated[
+        list[str], Meta(description="Each token alone, for display; the text is in the deltas.")
+    ]
+    confidences: list[float]
+
+
+class DiffusionUnmask(_DiffusionStep, frozen=True, tag_field="kind", tag="unmask"):
+    """Positions that one denoising step filled. The columns are parallel."""
+
+
+class DiffusionRevise(_DiffusionStep, frozen=True, tag_field="kind", tag="revise"):
+    """Positions that got another token."""
+
+
+class DiffusionRemask(_DiffusionStep, frozen=True, tag_field="kind", tag="remask"):
+    """Positions that were masked again; token_ids are the mask's."""
+
+
+class DiffusionSnapshot(Struct, frozen=True, tag_field="kind", tag="snapshot"):
+    """The whole canvas, in place of steps that a slow reader had not taken in time."""
+
+    index: int
+    step: int
+    block: int
+    forward_passes: int
+    positions: list[int]
+    token_ids: list[int]
+    confidences: list[float]
+
+
+class DiffusionEnd(Struct, frozen=True, tag_field="kind", tag="end"):
+    """What the answer cost. A request with this seed and n = 1 gives it again."""
+
+    index: int
+    seed: int
+    forward_passes: int
+
+
+Diffusion = (
+    DiffusionStart
+    | DiffusionUnmask
+    | DiffusionRevise
+    | DiffusionRemask
+    | DiffusionSnapshot
+    | DiffusionEnd
+)
+
+
+class CompletionChunk(Struct, frozen=True):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | UnsetType | None = UNSET
+    diffusion: Diffusion | UnsetType = UNSET
+
+
+class Delta(Struct, frozen=True):
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(Struct, frozen=True):
+    index: int
+    delta: Delta
+    finish_reason: FinishReason | None = None
+    logprobs: None = None
+
+
+class ChatChunk(Struct, frozen=True):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | UnsetType | None = UNSET
+    diffusion: Diffusion | UnsetType = UNSET
+
+
+class Model(Struct, frozen=True):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    revision: str
+    max_model_len: Annotated[int, Meta(description="Prompt and generated tokens together.")]
+
+
+class ModelList(Struct, frozen=True):
+    object: Literal["list"]
+    data: list[Model]
+
+
+ENCODER = msgspec.json.Encoder()

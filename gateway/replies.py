@@ -1,0 +1,347 @@
+"""From the contract's replies to OpenAI's: pure, no IO.
+
+A unary reply is one function; a stream is an object that turns each event into chunks.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from msgspec import UNSET, UnsetType
+
+from vdiff_grpc import v1
+
+from . import openai_replies as openai
+from .convert import Job
+from .openai_replies import ChatChunk, CompletionChunk, FinishReason, Usage
+
+_FINISH_REASONS: dict[int, FinishReason] = {
+    v1.FINISH_REASON_STOP: "stop",
+    v1.FINISH_REASON_LENGTH: "length",
+}
+_SPAN_KINDS: dict[int, Literal["prompt", "frozen", "hole"]] = {
+    v1.SPAN_KIND_PROMPT: "prompt",
+    v1.SPAN_KIND_FROZEN: "frozen",
+    v1.SPAN_KIND_HOLE: "hole",
+}
+_UPDATES: dict[
+    int, type[openai.DiffusionUnmask | openai.DiffusionRevise | openai.DiffusionRemask]
+] = {
+    v1.UPDATE_KIND_UNMASK: openai.DiffusionUnmask,
+    v1.UPDATE_KIND_REVISE: openai.DiffusionRevise,
+    v1.UPDATE_KIND_REMASK: openai.DiffusionRemask,
+}
+
+Chunk = CompletionChunk | ChatChunk
+
+
+def completion(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.Completion:
+    """One reply per prompt, in their order."""
+    head = _Head.make("cmpl", replies[0].model, replies[0].model_revision)
+    choices = [
+        openai.CompletionChoice(
+            index=base + output.index,
+            text=echo + output.text,
+            finish_reason=_finish_reason(output.end),
+        )
+        for base, echo, reply in zip(_bases(replies), job.echoes, replies, strict=True)
+        for output in reply.outputs
+    ]
+    return openai.Completion(
+        head.id,
+        "text_completion",
+        head.created,
+        head.model,
+        head.system_fingerprint,
+        choices,
+        _usage(reply.usage for reply in replies),
+    )
+
+
+def chat(replies: Sequence[v1.GenerateResponse]) -> openai.ChatCompletion:
+    (reply,) = replies
+    head = _Head.make("chatcmpl", reply.model, reply.model_revision)
+    choices = [
+        openai.ChatChoice(
+            index=output.index,
+            message=openai.AssistantMessage("assistant", output.text),
+            finish_reason=_finish_reason(output.end),
+        )
+        for output in reply.outputs
+    ]
+    return openai.ChatCompletion(
+        head.id,
+        "chat.completion",
+        head.created,
+        head.model,
+        head.system_fingerprint,
+        choices,
+        _usage((reply.usage,)),
+    )
+
+
+class ChunkStream(ABC):
+    """Turns the events of one HTTP request's RPCs into chunks.
+
+    `start` takes the first event of every RPC, `event` each further one, `finish` ends it.
+    """
+
+    id_prefix: str
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._head = _Head("", 0, "", "")
+        self._bases: list[int] = []
+        self._usages: list[v1.Usage] = []
+        # With include_usage OpenAI's chunks carry `usage: null` until the last.
+        self._no_usage: UnsetType | None = None if job.include_usage else UNSET
+
+    def start(self, started: Sequence[v1.Started]) -> list[Chunk]:
+        first = started[0]
+        self._head = _Head.make(self.id_prefix, first.model, first.model_revision)
+        chunks: list[Chunk] = []
+        base = 0
+        for one, echo in zip(started, self._job.echoes, strict=True):
+            self._bases.append(base)
+            for index in range(base, base + one.resolved.sampling.n):
+                chunks += self._opening(index, echo)
+                if self._job.diffusing:
+                    chunks.append(self._silent(index, _start(index, one.layout)))
+            base += one.resolved.sampling.n
+        return chunks
+
+    def event(self, prompt_index: int, event: v1.StreamGenerateResponse) -> list[Chunk]:
+        base = self._bases[prompt_index]
+        match event.WhichOneof("event"):
+            case "committed":
+                committed = event.committed
+                if not committed.text:
+                    return []
+                return [self._text(base + committed.output_index, committed.text)]
+            case "step_update":
+                index = base + event.step_update.output_index
+                return [self._silent(index, _step(index, event.step_update))]
+            case "snapshot":
+                index = base + event.snapshot.output_index
+                return [self._silent(index, _snapshot(index, event.snapshot))]
+            case "finished":
+                self._usages.append(event.finished.usage)
+                return [
+                    self._ending(
+                        base + end.index,
+                        _finish_reason(end),
+                        openai.DiffusionEnd(base + end.index, end.seed, end.forward_passes)
+                        if self._job.diffusing
+                        else UNSET,
+                    )
+                    for end in event.finished.ends
+                ]
+            case _:  # an event of a newer server
+                return []
+
+    def finish(self) -> list[Chunk]:
+        return [self._usage_chunk(_usage(self._usages))] if self._job.include_usage else []
+
+    @abstractmethod
+    def _opening(self, index: int, echo: str) -> list[Chunk]: ...
+
+    @abstractmethod
+    def _text(self, index: int, text: str) -> Chunk: ...
+
+    @abstractmethod
+    def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk: ...
+
+    @abstractmethod
+    def _ending(
+        self, index: int, reason: FinishReason, diffusion: openai.Diffusion | UnsetType
+    ) -> Chunk: ...
+
+    @abstractmethod
+    def _usage_chunk(self, usage: Usage) -> Chunk: ...
+
+
+class CompletionStream(ChunkStream):
+    id_prefix = "cmpl"
+
+    def _opening(self, index: int, echo: str) -> list[Chunk]:
+        return [self._text(index, echo)] if echo else []
+
+    def _text(self, index: int, text: str) -> Chunk:
+        return self._chunk([openai.CompletionChoice(index, text)], self._no_usage)
+
+    def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk:
+        return self._chunk([openai.CompletionChoice(index, "")], self._no_usage, diffusion)
+
+    def _ending(
+        self, index: int, reason: FinishReason, diffusion: openai.Diffusion | UnsetType
+    ) -> Chunk:
+        return self._chunk([openai.CompletionChoice(index, "", reason)], self._no_usage, diffusion)
+
+    def _usage_chunk(self, usage: Usage) -> Chunk:
+        return self._chunk([], usage)
+
+    def _chunk(
+        self,
+        choices: list[openai.CompletionChoice],
+        usage: Usage | UnsetType | None,
+        diffusion: openai.Diffusion | UnsetType = UNSET,
+    ) -> Chunk:
+        head = self._head
+        return CompletionChunk(
+            head.id,
+            "text_completion",
+            head.created,
+            head.model,
+            head.system_fingerprint,
+            choices,
+            usage,
+            diffusion,
+        )
+
+
+class ChatStream(ChunkStream):
+    id_prefix = "chatcmpl"
+
+    def _opening(self, index: int, echo: str) -> list[Chunk]:
+        return [self._choice(index, openai.Delta("assistant", ""))]
+
+    def _text(self, index: int, text: str) -> Chunk:
+        return self._choice(index, openai.Delta(content=text))
+
+    def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk:
+        return self._choice(index, openai.Delta(), None, diffusion)
+
+    def _ending(
+        self, index: int, reason: FinishReason, diffusion: openai.Diffusion | UnsetType
+    ) -> Chunk:
+        return self._choice(index, openai.Delta(), reason, diffusion)
+
+    def _usage_chunk(self, usage: Usage) -> Chunk:
+        return self._chunk([], usage, UNSET)
+
+    def _choice(
+        self,
+        index: int,
+        delta: openai.Delta,
+        reason: FinishReason | None = None,
+        diffusion: openai.Diffusion | UnsetType = UNSET,
+    ) -> Chunk:
+        choice = openai.ChatChunkChoice(index, delta, reason)
+        return self._chunk([choice], self._no_usage, diffusion)
+
+    def _chunk(
+        self,
+        choices: list[openai.ChatChunkChoice],
+        usage: Usage | UnsetType | None,
+        diffusion: openai.Diffusion | UnsetType,
+    ) -> Chunk:
+        head = self._head
+        return ChatChunk(
+            head.id,
+            "chat.completion.chunk",
+            head.created,
+            head.model,
+            head.system_fingerprint,
+            choices,
+            usage,
+            diffusion,
+        )
+
+
+def models(info: v1.GetModelInfoResponse, server: v1.GetServerInfoResponse) -> openai.ModelList:
+    """The served model, once under each of its names."""
+    return openai.ModelList("list", [model(info, server, n) for n in (info.model, *info.aliases)])
+
+
+def model(
+    info: v1.GetModelInfoResponse, server: v1.GetServerInfoResponse, name: str
+) -> openai.Model:
+    return openai.Model(
+        id=name,
+        object="model",
+        created=server.start_time.seconds,
+        owned_by="vdiff-grpc",
+        revision=info.revision,
+        max_model_len=info.limits.max_canvas_tokens,
+    )
+
+
+# --- parts ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What all chunks of a reply share."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+    @classmethod
+    def make(cls, prefix: str, model: str, revision: str) -> _Head:
+        return cls(f"{prefix}-{secrets.token_hex(14)}", int(time.time()), model, revision)
+
+
+def _bases(replies: Sequence[v1.GenerateResponse]) -> list[int]:
+    """The index of each prompt's first choice: choice i * n + j is answer j to prompt i."""
+    bases = [0]
+    for reply in replies[:-1]:
+        bases.append(bases[-1] + len(reply.outputs))
+    return bases
+
+
+def _finish_reason(end: v1.OutputEnd) -> FinishReason:
+    return _FINISH_REASONS.get(end.finish_reason, "stop")
+
+
+def _usage(usages: Iterable[v1.Usage]) -> Usage:
+    prompt = completion = 0
+    for usage in usages:
+        prompt += usage.prompt_tokens
+        completion += usage.completion_tokens
+    return Usage(prompt, completion, prompt + completion)
+
+
+def _start(index: int, layout: v1.CanvasLayout) -> openai.DiffusionStart:
+    return openai.DiffusionStart(
+        index,
+        list(layout.token_ids),
+        layout.mask_token_id,
+        [openai.CanvasSpan(_SPAN_KINDS[span.kind], span.length) for span in layout.spans],
+    )
+
+
+def _step(index: int, update: v1.StepUpdate) -> openai.Diffusion:
+    return _UPDATES[update.kind](
+        index,
+        update.step,
+        update.block,
+        update.forward_passes,
+        list(update.positions),
+        list(update.token_ids),
+        list(update.texts),
+        _rounded(update.confidences),
+    )
+
+
+def _snapshot(index: int, snapshot: v1.CanvasSnapshot) -> openai.DiffusionSnapshot:
+    return openai.DiffusionSnapshot(
+        index,
+        snapshot.step,
+        snapshot.block,
+        snapshot.forward_passes,
+        list(range(len(snapshot.token_ids))),
+        list(snapshot.token_ids),
+        _rounded(snapshot.confidences),
+    )
+
+
+def _rounded(confidences: Iterable[float]) -> list[float]:
+    # A float32 has seven digits; as a double it would be written with seventeen.
+    return [round(confidence, 6) for confidence in confidences]

@@ -1,0 +1,231 @@
+"""The commands that call a server, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from vdiff_grpc.cli import main
+from vdiff_grpc.client import Client
+
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture
+def call(
+    demo_address: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[object]:
+    """Runs one command against the server: (exit code, output, errors)."""
+    monkeypatch.setenv("VDIFF_ADDRESS", demo_address)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run  # type: ignore[return-value]
+
+
+def test_generate_prints_the_text(call, demo_address: str) -> None:
+    code, out, err = call("generate", PROMPT, "--max-new-tokens", "12", "--seed", "1")
+    with Client(demo_address) as client:
+        reply = client.generate(PROMPT, max_new_tokens=12, seed=1)
+    assert (code, out, err) == (0, reply.outputs[0].text + "\n", "")
+
+
+def test_generate_reads_the_prompt_from_standard_input(call, monkeypatch) -> None:
+    sampling = ("--max-new-tokens", "8", "--seed", "1")
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT + "\n"))
+    assert call("generate", "-", *sampling) == call("generate", PROMPT, *sampling)
+
+
+def test_generate_passes_every_parameter_on(call) -> None:
+    code, out, _ = call(
+        *("generate", PROMPT, "--json", "--max-new-tokens", "12", "--temperature", "0.5"),
+        *("--top-p", "0.9", "--top-k", "5", "--seed", "18446744073709551600", "--n", "2"),
+        *("--stop", "zzz", "--stop", "yyy", "--stop-token-id", "9", "--ignore-eos"),
+        *("--block-length", "4", "--steps", "6", "--cfg-scale", "0.5", "--remasking", "random"),
+        *("--request-id", "mine", "--timeout", "60"),
+    )
+    assert code == 0
+    reply = json.loads(out)
+    assert reply["request_id"] == "mine"
+    assert len(reply["outputs"]) == 2
+    assert reply["outputs"][0]["index"] == 0
+    sampling, diffusion = reply["resolved"]["sampling"], reply["resolved"]["diffusion"]
+    assert sampling == {
+        "max_new_tokens": 12,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 5,
+        "seed": "18446744073709551600",
+        "n": 2,
+        "stop": {"strings": ["zzz", "yyy"], "token_ids": [9]},
+        "ignore_eos": True,
+    }
+    assert diffusion["block_length"] == 4
+    assert diffusion["steps"] == 6
+    assert diffusion["cfg_scale"] == 0.5
+    assert diffusion["fixed_schedule"] == {"remasking": "REMASKING_ORDER_RANDOM"}
+
+
+def test_generate_takes_chats_suffixes_and_thresholds(call) -> None:
+    code, out, _ = call("generate", "--chat", "Hello", "--json", "--max-new-tokens", "8")
+    assert code == 0
+    code, out, _ = call(
+        *("generate", "The cat sat", "--suffix", " the house.", "--json"),
+        *("--max-new-tokens", "4", "--threshold", "0.25"),
+    )
+    assert code == 0
+    reply = json.loads(out)
+    assert len(reply["outputs"][0]["hole_texts"]) == 1
+    assert reply["resolved"]["diffusion"]["confidence_threshold"] == {"threshold": 0.25}
+
+
+def test_several_answers_are_told_apart(call) -> None:
+    code, out, _ = call("generate", PROMPT, "--n", "2", "--max-new-tokens", "4")
+    assert code == 0
+    assert "--- answer 1 ---\n" in out
+    assert "--- answer 2 ---\n" in out
+
+
+def test_watch_writes_plain_lines_into_a_pipe(call, demo_address: str) -> None:
+    code, out, err = call("watch", PROMPT, "--max-new-tokens", "8", "--seed", "1", "--ignore-eos")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len([line for line in lines if line.startswith("step ")]) == 8
+    assert lines[0].startswith("step 1  block 1  filled 1/8  passes 1  " + PROMPT)
+    assert lines[0].count("░") == 7
+    assert "filled 8/8" in lines[7]
+    with Client(demo_address) as client:
+        reply = client.generate(PROMPT, max_new_tokens=8, seed=1, ignore_eos=True)
+    assert PROMPT + reply.outputs[0].text in out
+    assert "\x1b" not in out
+    assert "8 tokens · 8 forward passes · 1.00 tokens per forward" in out
+
+
+def test_watch_shows_a_gap_between_prompt_and_suffix(call) -> None:
+    code, out, _ = call(
+        "watch", "The cat sat", "--suffix", " the house.", "--max-new-tokens", "4", "--n", "2"
+    )
+    assert code == 0
+    steps = [line for line in out.splitlines() if line.startswith("answer ")]
+    assert steps
+    assert all("The cat sat" in line and line.endswith(" the house.") for line in steps)
+
+
+@pytest.mark.parametrize("command", ["generate", "watch"])
+def test_a_refused_parameter_is_one_line(call, command: str) -> None:
+    code, out, err = call(command, PROMPT, "--temperature", "9")
+    assert (code, out) == (1, "")
+    assert err.startswith("vdiff-grpc: ")
+    assert "temperature" in err
+    assert "9" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["generate", "watch"])
+def test_no_server_is_one_line_that_says_where_and_what_to_do(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        assert main([command, PROMPT, "--address", address]) == 1
+    err = capsys.readouterr().err
+    assert f"no server at {address}" in err
+    assert "vdiff-grpc serve" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", PROMPT, "--seed", "-1"], "-1 is not from 0 to"),
+        (["generate", PROMPT, "--n", "two"], "invalid whole number value: 'two'"),
+        (["generate", PROMPT, "--chat", "--suffix", "x"], "not allowed with"),
+        (["generate", PROMPT, "--threshold", "1", "--remasking", "random"], "not allowed with"),
+        (["generate"], "prompt"),
+        (["watch", PROMPT, "--top", "1"], "--top"),
+        (["run", "--port", "many"], "'many' is not allowed"),
+        (["serve", "--max-n", "0"], "'0' is not allowed"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_flags_exit_with_2_and_a_reason(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("address", ["nowhere", "127.0.0.1:", "127.0.0.1:70000", ":1", "a:b:c"])
+def test_run_refuses_an_address_that_it_cannot_read(
+    address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--address", address]) == 1
+    assert address in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--address", "--gateway-address"])
+def test_run_says_which_address_is_taken(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    addresses = {"--address": "127.0.0.1:0", "--gateway-address": "127.0.0.1:0"}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        addresses[flag] = f"127.0.0.1:{other.getsockname()[1]}"
+        assert main(["run", *(word for pair in addresses.items() for word in pair)]) == 1
+    err = capsys.readouterr().err
+    assert f"cannot listen on {addresses[flag]}: Address already in use" in err
+
+
+def test_run_refuses_one_address_for_both(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    assert main(["run", "--address", address, "--gateway-address", address]) == 1
+    assert f"cannot both listen on {address}" in capsys.readouterr().err
+
+
+def test_run_takes_the_gateway_s_address_from_its_variables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setenv("VDIFF_GATEWAY_PORT", str(port))
+        assert main(["run", "--address", "127.0.0.1:0"]) == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_watch_without_rich_says_what_to_install(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    code, out, err = call("watch", PROMPT, "--max-new-tokens", "4")
+    assert (code, out) == (1, "")
+    assert "vdiff-grpc[server]" in err
+    assert call("watch", PROMPT, "--max-new-tokens", "4", "--plain")[0] == 0
+
+
+@pytest.mark.parametrize("module", ["vdiff_grpc.cli", "vdiff_grpc.client", "vdiff_grpc.child"])
+def test_importing_loads_neither_a_model_s_nor_a_terminal_s_libraries(module: str) -> None:
+    heavy = {"torch", "transformers", "rich", "starlette"}
+    check = f"import sys, {module}; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_the_help_and_the_version_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in ((["--help"], "watch"), (["run", "--help"], "--gateway-address")):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        assert words in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.startswith("vdiff-grpc 0.")

@@ -1,0 +1,167 @@
+"""What holds for every request: its id, its headers, models, and the client that leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+
+import httpx
+import openai
+import pytest
+
+from gateway.middleware import identify
+from tests.conftest import RunningServer
+from tests.gateway.conftest import RunningGateway, eventually
+from tests.gateway.test_refusals import TEXT
+
+LONG = TEXT | {"max_tokens": 200, "n": 8, "ignore_eos": True, "seed": 1}
+STEPS_OF_LONG = 200 * 8
+
+
+def test_a_request_id_is_kept_and_is_in_the_log_of_gateway_and_server(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    logging.getLogger("vdiff_grpc").addHandler(caplog.handler)
+    try:
+        reply = http.post("/v1/completions", json=TEXT, headers={"x-request-id": "mine-1"})
+        assert reply.headers["x-request-id"] == "mine-1"
+
+        def logged(name: str) -> bool:
+            return any(
+                "mine-1" in getattr(record, "fields", {}).values() and record.name.startswith(name)
+                for record in caplog.records
+            )
+
+        eventually(lambda: logged("gateway") and logged("vdiff_grpc.server"))
+    finally:
+        logging.getLogger("vdiff_grpc").removeHandler(caplog.handler)
+    record = next(r for r in caplog.records if r.name == "gateway.access")
+    fields = record.__dict__["fields"]
+    assert (fields["route"], fields["method"], fields["status"]) == ("/v1/completions", "POST", 200)
+    assert fields["ms"] >= 0
+    assert TEXT["prompt"] not in str([r.__dict__ for r in caplog.records if "gateway" in r.name])
+
+
+@pytest.mark.parametrize("given", [None, "", "x" * 129, "caf\u00e9", "a\tb"])
+def test_a_request_without_a_fit_id_gets_a_new_one(http: httpx.Client, given: str | None) -> None:
+    headers = {} if given is None else {"x-request-id": given.encode("latin-1")}
+    replies = [http.get("/health/live", headers=headers) for _ in range(2)]  # type: ignore[arg-type]
+    ids = [reply.headers["x-request-id"] for reply in replies]
+    assert all(re.fullmatch(r"req_[0-9a-f]{32}", made) for made in ids)
+    assert ids[0] != ids[1]
+
+
+def test_the_client_sees_the_id_and_the_time(client: openai.OpenAI) -> None:
+    reply = client.completions.with_raw_response.create(model="demo", prompt="x", max_tokens=2)
+    assert reply.request_id == reply.headers["x-request-id"]
+    assert int(reply.headers["openai-processing-ms"]) >= 0
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="demo", prompt="x", n=0)
+    assert caught.value.request_id
+
+
+def test_models_are_listed_under_each_name(client: openai.OpenAI, demo: RunningServer) -> None:
+    models = client.models.list().data
+    assert [model.id for model in models] == ["demo", "demo-alias"]
+    for model in models:
+        assert (model.object, model.owned_by) == ("model", "vdiff-grpc")
+        assert model.created > 1_700_000_000
+        assert client.models.retrieve(model.id) == model
+
+
+def test_health_and_version_answer(http: httpx.Client) -> None:
+    for path in ("/health", "/health/live", "/health/ready"):
+        assert (http.get(path).status_code, http.get(path).json()) == (200, {"status": "ok"})
+        assert http.head(path).status_code == 200
+    version = http.get("/version").json()
+    assert version["version"] == version["server_version"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("prompt", ["one", ["one", "two"]], ids=["one", "two"])
+def test_a_client_that_leaves_frees_its_rows(
+    http: httpx.Client,
+    gateway: RunningGateway,
+    demo: RunningServer,
+    stream: bool,
+    prompt: str | list[str],
+) -> None:
+    before = demo.statistics()
+    num_rpcs = 1 if isinstance(prompt, str) else len(prompt)
+    body = httpx.Request(
+        "POST", gateway.url, json=LONG | {"stream": stream, "prompt": prompt}
+    ).read()
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        eventually(lambda: demo.statistics().forward_passes > before.forward_passes)
+    eventually(
+        lambda: (
+            demo.statistics().requests_aborted == before.requests_aborted + num_rpcs
+            and demo.statistics().running_rows == 0
+        )
+    )
+    spent = demo.statistics().forward_passes - before.forward_passes
+    assert 0 < spent < STEPS_OF_LONG * num_rpcs
+    # The bystander is served as ever.
+    assert http.post("/v1/completions", json=TEXT).status_code == 200
+
+
+def test_a_connection_is_used_again(gateway: RunningGateway) -> None:
+    body = httpx.Request("POST", gateway.url, json=TEXT).read()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        # Pipelined: the second request must not look like the first one's client leaving.
+        connection.sendall((head.encode() + body) * 2)
+        received = b""
+        while received.count(b'"usage"') < 2:
+            data = connection.recv(65536)
+            assert data, received
+            received += data
+    assert received.count(b"HTTP/1.1 200 OK") == 2
+
+
+async def test_streams_side_by_side_do_not_mix(aclient: openai.AsyncOpenAI) -> None:
+    async def stream(marker: str) -> tuple[str, set[str]]:
+        chunks = [
+            chunk
+            async for chunk in await aclient.completions.create(
+                model="demo", prompt=marker, max_tokens=4, echo=True, stream=True
+            )
+        ]
+        return "".join(chunk.choices[0].text for chunk in chunks), {chunk.id for chunk in chunks}
+
+    markers = [f"Story number {i}:" for i in range(24)]
+    answers = await asyncio.gather(*map(stream, markers))
+    assert all(text.startswith(m) for (text, _), m in zip(answers, markers, strict=True))
+    assert len({next(iter(ids)) for _, ids in answers}) == len(markers)
+    assert all(len(ids) == 1 for _, ids in answers)
+
+
+TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("headers", "metadata"),
+    [
+        ([(b"traceparent", TRACE)], {"traceparent": TRACE.decode()}),
+        (
+            [(b"traceparent", TRACE), (b"tracestate", b"a=b")],
+            {"traceparent": TRACE.decode(), "tracestate": "a=b"},
+        ),
+        ([(b"traceparent", b"not one")], {}),
+        ([(b"tracestate", b"a=b")], {}),
+        ([(b"authorization", b"Bearer key")], {}),
+    ],
+)
+def test_the_trace_is_passed_on(
+    headers: list[tuple[bytes, bytes]], metadata: dict[str, str]
+) -> None:
+    request_id, sent = identify([(b"x-request-id", b"mine"), *headers])
+    assert request_id == "mine"
+    assert dict(sent) == {"x-request-id": "mine"} | metadata

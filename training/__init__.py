@@ -1,0 +1,1 @@
+"""The recipe of the embedded demonstration model: tokenizer, data, training, export, figures."""

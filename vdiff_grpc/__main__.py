@@ -1,0 +1,8 @@
+"""`python -m vdiff_grpc` is `vdiff-grpc`."""
+
+import sys
+
+from vdiff_grpc.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The asyncio client: the blocking client's methods, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from vdiff_grpc import v1
+from vdiff_grpc.client.errors import TimedOutError, UnavailableError, from_rpc_error
+from vdiff_grpc.client.requests import (
+    Granularity,
+    InputFields,
+    SpecFields,
+    build_count,
+    build_spec,
+    build_stream_options,
+)
+from vdiff_grpc.client.sync import (
+    CHANNEL_OPTIONS,
+    DEFAULT_ADDRESS,
+    POLL_INTERVAL_S,
+    READY_SERVICE,
+    not_ready,
+)
+
+
+class AsyncClient:
+    """Calls a server from an event loop. Failed calls raise ClientError.
+
+    Belongs to the loop it was made on. `credentials` and `metadata` as for Client.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self.address = address
+        self._metadata = tuple(metadata)
+        self._channel = (
+            grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
+        )
+        stubs: Any = v1
+        self._generation = stubs.GenerationServiceStub(self._channel)
+        self._models = stubs.ModelServiceStub(self._channel)
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the connection and every call still open on it."""
+        await self._channel.close()
+
+    async def generate(
+        self,
+        text: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        **fields: Unpack[SpecFields],
+    ) -> v1.GenerateResponse:
+        """Generates, and answers once everything is there."""
+        request = v1.GenerateRequest(spec=build_spec(text=text, **fields))
+        reply: v1.GenerateResponse = await self._call(self._generation.Generate, request, timeout_s)
+        return reply
+
+    def stream(
+        self,
+        text: str | None = None,
+        *,
+        granularity: Granularity | None = None,
+        stride: int | None = None,
+        timeout_s: float | None = None,
+        **fields: Unpack[SpecFields],
+    ) -> AsyncGenerator[v1.StreamGenerateResponse, None]:
+        """Generates, and yields the events meanwhile.
+
+        A loop that is left early leaves the call open until the generator is closed:
+        use `contextlib.aclosing`.
+        """
+        request = v1.StreamGenerateRequest(
+            spec=build_spec(text=text, **fields),
+            options=build_stream_options(granularity, stride),
+        )
+        return self._stream(request, timeout_s)
+
+    async def model_info(
+        self, model: str = "", *, timeout_s: float | None = None
+    ) -> v1.GetModelInfoResponse:
+        """The model's capabilities and limits."""
+        request = v1.GetModelInfoRequest(model=model)
+        reply: v1.GetModelInfoResponse = await self._call(
+            self._models.GetModelInfo, request, timeout_s
+        )
+        return reply
+
+    async def server_info(self, *, timeout_s: float | None = None) -> v1.GetServerInfoResponse:
+        """The server's state and counters."""
+        request = v1.GetServerInfoRequest()
+        reply: v1.GetServerInfoResponse = await self._call(
+            self._models.GetServerInfo, request, timeout_s
+        )
+        return reply
+
+    async def count_tokens(
+        self,
+        text: str | None = None,
+        *,
+        timeout_s: float | None = None,
+        **fields: Unpack[InputFields],
+    ) -> v1.CountTokensResponse:
+        """Counts an input's tokens as `generate` would."""
+        request = build_count(text=text, **fields)
+        reply: v1.CountTokensResponse = await self._call(
+            self._models.CountTokens, request, timeout_s
+        )
+        return reply
+
+    async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
+        """Returns once the server takes requests, or raises TimedOutError.
+
+        Also waits for a server that does not listen yet.
+        """
+        deadline = time.monotonic() + timeout_s
+        last = f"no server at {self.address}"
+        while (remaining_s := deadline - time.monotonic()) > 0:
+            try:
+                if await self._watch_health(remaining_s):
+                    return
+                last = "the server is not serving"
+            except UnavailableError as error:
+                last = error.message
+            except TimedOutError:
+                break
+            await asyncio.sleep(max(0.0, min(POLL_INTERVAL_S, deadline - time.monotonic())))
+        raise not_ready(self.address, timeout_s, last)
+
+    async def _watch_health(self, timeout_s: float) -> bool:
+        """Follows the server's health: True at SERVING, False when the stream ends."""
+        request = health_pb2.HealthCheckRequest(service=READY_SERVICE)
+        call = self._health.Watch(request, timeout=timeout_s, metadata=self._metadata)
+        async with contextlib.aclosing(self._events(call)) as replies:
+            async for reply in replies:
+                if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                    return True
+        return False
+
+    async def _stream(
+        self, request: v1.StreamGenerateRequest, timeout_s: float | None
+    ) -> AsyncGenerator[v1.StreamGenerateResponse, None]:
+        call = self._generation.StreamGenerate(request, timeout=timeout_s, metadata=self._metadata)
+        async with contextlib.aclosing(self._events(call)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(self, call: Any) -> AsyncGenerator[Any, None]:
+        try:
+            async for event in call:
+                yield event
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None
+        finally:
+            call.cancel()
+
+    async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
+        try:
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from None

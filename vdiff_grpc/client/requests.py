@@ -1,0 +1,213 @@
+"""Builds the contract's requests from keyword arguments. Knows no channel.
+
+What is left out (None) is left out of the request, so that the server's default holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias, TypedDict, TypeVar
+
+from vdiff_grpc import v1
+
+T = TypeVar("T")
+Role: TypeAlias = Literal["system", "user", "assistant"]
+RemaskingOrder: TypeAlias = Literal["low_confidence", "random"]
+Granularity: TypeAlias = Literal["committed", "steps", "snapshots"]
+Message: TypeAlias = v1.ChatMessage | Mapping[str, str]
+Segment: TypeAlias = str | Sequence[int] | v1.Hole
+Strategy: TypeAlias = v1.FixedSchedule | v1.ConfidenceThreshold
+ModelInput: TypeAlias = str | v1.TokenIds | v1.ChatInput | v1.InfillTemplate
+
+_ROLES: dict[str, v1.Role] = {
+    "system": v1.ROLE_SYSTEM,
+    "user": v1.ROLE_USER,
+    "assistant": v1.ROLE_ASSISTANT,
+}
+_REMASKING: dict[str, v1.RemaskingOrder] = {
+    "low_confidence": v1.REMASKING_ORDER_LOW_CONFIDENCE,
+    "random": v1.REMASKING_ORDER_RANDOM,
+}
+_GRANULARITIES: dict[str, v1.Granularity] = {
+    "committed": v1.GRANULARITY_COMMITTED,
+    "steps": v1.GRANULARITY_STEPS,
+    "snapshots": v1.GRANULARITY_SNAPSHOTS,
+}
+
+
+class InputFields(TypedDict, total=False):
+    """The input when it is not `text`, the methods' own argument; exactly one of them."""
+
+    token_ids: Iterable[int] | None
+    messages: Iterable[Message] | None  # {"role": ..., "content": ...}
+    infill: Iterable[Segment] | None  # text, token ids or hole(length), in order
+    model: str
+
+
+class SpecFields(InputFields, total=False):
+    """Keyword arguments of `generate` and `stream`; generation.proto says what each means."""
+
+    suffix: str | None
+    request_id: str
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+    n: int | None
+    stop: str | Iterable[str] | None
+    stop_token_ids: Iterable[int] | None
+    ignore_eos: bool | None
+    block_length: int | None
+    steps: int | None
+    cfg_scale: float | None
+    strategy: Strategy | None  # fixed_schedule(...) or confidence_threshold(...)
+
+
+def fixed_schedule(remasking: RemaskingOrder | None = None) -> v1.FixedSchedule:
+    """An even share of the block at every step; `remasking` says which positions first."""
+    return v1.FixedSchedule(
+        remasking=None if remasking is None else _choice("remasking", remasking, _REMASKING)
+    )
+
+
+def confidence_threshold(threshold: float | None = None) -> v1.ConfidenceThreshold:
+    """Every prediction at least this confident, and always the best one."""
+    return v1.ConfidenceThreshold(threshold=threshold)
+
+
+def hole(length: int) -> v1.Hole:
+    """A hole of so many positions in an infill template."""
+    return v1.Hole(length=length)
+
+
+def build_spec(
+    *,
+    text: str | None = None,
+    token_ids: Iterable[int] | None = None,
+    messages: Iterable[Message] | None = None,
+    infill: Iterable[Segment] | None = None,
+    model: str = "",
+    suffix: str | None = None,
+    request_id: str = "",
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
+    n: int | None = None,
+    stop: str | Iterable[str] | None = None,
+    stop_token_ids: Iterable[int] | None = None,
+    ignore_eos: bool | None = None,
+    block_length: int | None = None,
+    steps: int | None = None,
+    cfg_scale: float | None = None,
+    strategy: Strategy | None = None,
+) -> v1.GenerationSpec:
+    """The spec of both RPCs. ValueError when the input is not exactly one."""
+    given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
+    strings = [stop] if isinstance(stop, str) else list(stop or ())
+    stop_ids = list(stop_token_ids or ())
+    return v1.GenerationSpec(
+        request_id=request_id,
+        model=model,
+        text=given if isinstance(given, str) else None,
+        token_ids=given if isinstance(given, v1.TokenIds) else None,
+        chat=given if isinstance(given, v1.ChatInput) else None,
+        infill=given if isinstance(given, v1.InfillTemplate) else None,
+        suffix=suffix,
+        sampling=v1.SamplingParams(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            n=n,
+            stop=v1.StopCriteria(strings=strings, token_ids=stop_ids)
+            if strings or stop_ids
+            else None,
+            ignore_eos=ignore_eos,
+        ),
+        diffusion=v1.DiffusionParams(
+            block_length=block_length,
+            steps=steps,
+            cfg_scale=cfg_scale,
+            fixed_schedule=strategy if isinstance(strategy, v1.FixedSchedule) else None,
+            confidence_threshold=strategy if isinstance(strategy, v1.ConfidenceThreshold) else None,
+        ),
+    )
+
+
+def build_input(
+    *,
+    text: str | None = None,
+    token_ids: Iterable[int] | None = None,
+    messages: Iterable[Message] | None = None,
+    infill: Iterable[Segment] | None = None,
+) -> ModelInput:
+    """The one input that is given, as the contract has it."""
+    given: list[tuple[str, ModelInput]] = []
+    if text is not None:
+        given.append(("text", text))
+    if token_ids is not None:
+        given.append(("token_ids", v1.TokenIds(ids=token_ids)))
+    if messages is not None:
+        given.append(("messages", v1.ChatInput(messages=[_message(m) for m in messages])))
+    if infill is not None:
+        given.append(("infill", v1.InfillTemplate(segments=[_segment(s) for s in infill])))
+    if len(given) != 1:
+        names = ", ".join(name for name, _ in given) or "nothing"
+        raise ValueError(f"one of text, token_ids, messages and infill is required, got {names}")
+    return given[0][1]
+
+
+def build_stream_options(
+    granularity: Granularity | None = None, stride: int | None = None
+) -> v1.StreamOptions:
+    """Which events a stream has."""
+    return v1.StreamOptions(
+        granularity=None
+        if granularity is None
+        else _choice("granularity", granularity, _GRANULARITIES),
+        stride=stride,
+    )
+
+
+def build_count(
+    *,
+    text: str | None = None,
+    token_ids: Iterable[int] | None = None,
+    messages: Iterable[Message] | None = None,
+    infill: Iterable[Segment] | None = None,
+    model: str = "",
+) -> v1.CountTokensRequest:
+    """The request of CountTokens."""
+    given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
+    return v1.CountTokensRequest(
+        model=model,
+        text=given if isinstance(given, str) else None,
+        token_ids=given if isinstance(given, v1.TokenIds) else None,
+        chat=given if isinstance(given, v1.ChatInput) else None,
+        infill=given if isinstance(given, v1.InfillTemplate) else None,
+    )
+
+
+def _message(message: Message) -> v1.ChatMessage:
+    if isinstance(message, v1.ChatMessage):
+        return message
+    return v1.ChatMessage(role=_choice("role", message["role"], _ROLES), content=message["content"])
+
+
+def _segment(segment: Segment) -> v1.InfillSegment:
+    if isinstance(segment, str):
+        return v1.InfillSegment(text=segment)
+    if isinstance(segment, v1.Hole):
+        return v1.InfillSegment(hole=segment)
+    return v1.InfillSegment(token_ids=v1.TokenIds(ids=segment))
+
+
+def _choice(name: str, value: str, choices: Mapping[str, T]) -> T:
+    try:
+        return choices[value]
+    except KeyError:
+        raise ValueError(f"{name} ({value}) must be one of {', '.join(choices)}") from None

@@ -1,0 +1,127 @@
+"""The flags that say what to generate, shared by `generate` and `watch`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vdiff_grpc.client import SpecFields, confidence_threshold, fixed_schedule
+from vdiff_grpc.client.requests import Strategy
+from vdiff_grpc.client.sync import DEFAULT_ADDRESS
+from vdiff_grpc.terminal import Given
+
+ADDRESS_VARIABLE = "VDIFF_ADDRESS"
+
+
+def _unsigned(maximum: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if not 0 <= value <= maximum:
+            raise argparse.ArgumentTypeError(f"{text} is not from 0 to {maximum}")
+        return value
+
+    # argparse names the type in its message on what int() refuses.
+    number.__name__ = "whole number"
+    return number
+
+
+uint32 = _unsigned(2**32 - 1)
+uint64 = _unsigned(2**64 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: the client's arguments, and what is known of the canvas without the server."""
+
+    text: str | None
+    fields: SpecFields
+    given: Given
+
+
+def add_call_flags(parser: argparse.ArgumentParser) -> None:
+    """Where the server is, and the prompt."""
+    parser.add_argument("prompt", help="text to continue; - reads standard input")
+    parser.add_argument(
+        "--address",
+        default=os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS,
+        metavar="HOST:PORT",
+        help=f"the server (default {DEFAULT_ADDRESS}, {ADDRESS_VARIABLE})",
+    )
+    parser.add_argument("--model", default="", metavar="NAME", help="refused if not served there")
+    parser.add_argument(
+        "--timeout", dest="timeout_s", type=float, metavar="SECONDS", help="give up after so long"
+    )
+    parser.add_argument("--request-id", default="", metavar="ID", help="names the call in logs")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--chat", action="store_true", help="the prompt is a chat's user message")
+    shape.add_argument("--suffix", metavar="TEXT", help="text that follows what is generated")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag per parameter; what is not given is the server's default."""
+    group = parser.add_argument_group(
+        "sampling", "The server's defaults hold for what is left out."
+    )
+    group.add_argument("--max-new-tokens", type=uint32, metavar="N", help="positions to generate")
+    group.add_argument("--temperature", type=float, metavar="X", help="0: the most likely token")
+    group.add_argument("--top-p", type=float, metavar="X", help="nucleus, (0, 1]")
+    group.add_argument("--top-k", type=uint32, metavar="K", help="0 keeps everything")
+    group.add_argument("--seed", type=uint64, metavar="N", help="same seed, same tokens")
+    group.add_argument("--n", type=uint32, metavar="N", help="number of answers")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before this text; may be repeated"
+    )
+    group.add_argument(
+        "--stop-token-id", type=uint32, action="append", metavar="ID", help="may be repeated"
+    )
+    group.add_argument(
+        "--ignore-eos", action="store_true", default=None, help="never generate an end token"
+    )
+    group.add_argument("--block-length", type=uint32, metavar="N", help="positions per block")
+    group.add_argument("--steps", type=uint32, metavar="N", help="denoising steps over all blocks")
+    group.add_argument("--cfg-scale", type=float, metavar="X", help="classifier-free guidance")
+    strategy = group.add_mutually_exclusive_group()
+    strategy.add_argument(
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="fill every position at least this confident, instead of a fixed schedule",
+    )
+    strategy.add_argument(
+        "--remasking",
+        choices=("low_confidence", "random"),
+        help="which positions a fixed schedule keeps masked",
+    )
+
+
+def read_ask(args: argparse.Namespace) -> Ask:
+    """What the flags ask for."""
+    strategy: Strategy | None = None
+    if args.threshold is not None:
+        strategy = confidence_threshold(args.threshold)
+    elif args.remasking is not None:
+        strategy = fixed_schedule(args.remasking)
+    fields: SpecFields = {
+        "model": args.model,
+        "request_id": args.request_id,
+        "suffix": args.suffix,
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "top_p": args.top_p,
+        "top_k": args.top_k,
+        "seed": args.seed,
+        "n": args.n,
+        "stop": args.stop,
+        "stop_token_ids": args.stop_token_id,
+        "ignore_eos": args.ignore_eos,
+        "block_length": args.block_length,
+        "steps": args.steps,
+        "cfg_scale": args.cfg_scale,
+        "strategy": strategy,
+    }
+    if args.chat:
+        fields["messages"] = [{"role": "user", "content": args.prompt}]
+        return Ask(None, fields, Given(f"> {args.prompt}\n"))
+    return Ask(args.prompt, fields, Given(args.prompt, args.suffix or ""))

@@ -1,0 +1,195 @@
+"""A server's life: listen, load, serve, drain, stop. Knows nothing of requests.
+
+It listens before the weights load, so that health checks and GetModelInfo are answered. Health of
+our services follows the engine; the empty name is SERVING for as long as the event loop answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from functools import partial
+
+from grpc import aio
+
+from vdiff_grpc import v1
+from vdiff_grpc.config import ServerConfig
+from vdiff_grpc.errors import CheckpointError, VdiffError
+from vdiff_grpc.server import logs
+from vdiff_grpc.server.async_engine import AsyncEngine
+from vdiff_grpc.server.health import Health, add_reflection
+from vdiff_grpc.server.interceptors import CallInterceptor
+from vdiff_grpc.server.service import VERSION, GenerationService, ModelService
+from vdiff_grpc.server.supervisor import EngineKind
+
+logger = logging.getLogger(__name__)
+
+# Health watches and reflection streams never end by themselves.
+_LAST_WORDS_S = 0.5
+
+
+class AddressError(VdiffError):
+    """The address cannot be listened on."""
+
+    reason = "ADDRESS"
+
+
+class Server:
+    """One server: `start`, `ready`, then `drain` and `stop`. Made and used on one event loop."""
+
+    def __init__(self, config: ServerConfig, *, engine: EngineKind = "process") -> None:
+        self.config = config
+        self.address = ""
+        self._changed = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._failed = asyncio.Event()
+        self._calls = CallInterceptor()
+        self._engine = AsyncEngine(
+            config.engine_config(),
+            kind=engine,
+            configure=partial(logs.configure, config.log_format, config.log_level),
+            max_pending_events=config.max_pending_events,
+            on_change=self._changed.set,
+        )
+        self._grpc = aio.server(
+            interceptors=[self._calls],
+            options=[
+                # On by default: a second server would silently share the port.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+            ],
+        )
+        self._health = Health(self._grpc)
+        self._follower: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listens and begins to load. Raises AddressError or CheckpointError."""
+        generation, model = GenerationService(self._engine), ModelService(self._engine)
+        v1.add_GenerationServiceServicer_to_server(generation, self._grpc)  # type: ignore[no-untyped-call]
+        v1.add_ModelServiceServicer_to_server(model, self._grpc)  # type: ignore[no-untyped-call]
+        if self.config.reflection:
+            add_reflection(self._grpc)
+        self._listen()
+        await self._health.set_ready(False)
+        await self._grpc.start()
+        logger.info("listening on %s, loading %s", self.address, self.config.model)
+        self._follower = asyncio.create_task(self._follow_engine())
+        try:
+            await self._engine.start()
+        except BaseException:
+            await self.stop(at_once=True)
+            raise
+
+    async def ready(self) -> None:
+        """Waits until the engine has become READY once. Raises CheckpointError if it cannot."""
+        failed = asyncio.create_task(self.failed())
+        ready = asyncio.create_task(self._ready.wait())
+        await _first_of(failed, ready)
+        if self._failed.is_set():
+            raise CheckpointError(self._engine.state_detail)
+
+    async def failed(self) -> str:
+        """Waits until the engine proves unable to load; gives the reason."""
+        await self._failed.wait()
+        return self._engine.state_detail
+
+    async def idle(self) -> None:
+        """Waits until no call is open."""
+        await self._calls.idle()
+
+    async def drain(self) -> None:
+        """Health says NOT_SERVING; after drain_delay_s no new calls; open ones have grace_s."""
+        self._engine.leave()
+        if self._ready.is_set():
+            await asyncio.sleep(self.config.drain_delay_s)
+        self._engine.drain()
+        logger.info("draining, %d calls open", self._calls.num_open)
+        try:
+            await asyncio.wait_for(self.idle(), self.config.grace_s)
+        except TimeoutError:
+            grace_s = self.config.grace_s
+            logger.warning("%d calls still open after %g s", self._calls.num_open, grace_s)
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        """Ends everything. Calls that are still open get UNAVAILABLE."""
+        self._engine.drain()
+        self._engine.end_open_requests("the server has stopped")
+        await self._grpc.stop(None if at_once else _LAST_WORDS_S)
+        await self._engine.stop(0.0 if at_once else 5.0)
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        logger.info("stopped")
+
+    def _listen(self) -> None:
+        host, port = self.config.host, self.config.port
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            port = self._grpc.add_insecure_port(f"{shown}:{port}")
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise AddressError(
+                f"cannot listen on {shown}:{self.config.port}: the port is taken or the address "
+                "is not one of this machine; see --host and --port"
+            )
+        self.address = f"{shown}:{port}"
+
+    async def _follow_engine(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self._health.set_ready(self._engine.ready)
+            if self._engine.failed:
+                self._failed.set()
+            if self._engine.ready and not self._ready.is_set():
+                name = self._engine.names[0]
+                logger.info("vdiff-grpc %s serving %s on %s", VERSION, name, self.address)
+                self._ready.set()
+
+
+async def serve(config: ServerConfig) -> int:
+    """Serves until SIGTERM or SIGINT, and gives the exit code. A second signal ends at once."""
+    logs.configure(config.log_format, config.log_level)
+    told, told_again = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: (told_again if told.is_set() else told).set())
+    server = Server(config)
+    life = asyncio.create_task(_live(server, told))
+    hurry = asyncio.create_task(told_again.wait())
+    await _first_of(life, hurry)
+    if life.cancelled():
+        logger.warning("told to stop twice: ending at once")
+        await server.stop(at_once=True)
+        return 1
+    return life.result()
+
+
+async def _live(server: Server, told: asyncio.Event) -> int:
+    try:
+        await server.start()
+    except (AddressError, CheckpointError) as error:
+        logger.error("%s", error)
+        return 1
+    failed = asyncio.create_task(server.failed())
+    await _first_of(failed, asyncio.create_task(told.wait()))
+    if not failed.cancelled():
+        await server.stop(at_once=True)
+        return 1
+    await server.drain()
+    await server.stop()
+    return 0
+
+
+async def _first_of(one: asyncio.Task[object], other: asyncio.Task[object]) -> None:
+    """Waits for the first to end and cancels the other; both, when itself cancelled."""
+    try:
+        await asyncio.wait({one, other}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        one.cancel()
+        other.cancel()
+        # Not `await one` with CancelledError suppressed: that would swallow our own.
+        await asyncio.gather(one, other, return_exceptions=True)

@@ -1,0 +1,1 @@
+"""The only place that translates between the contract's messages and the engine's types."""

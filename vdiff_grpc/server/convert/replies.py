@@ -1,0 +1,259 @@
+"""The engine's types as the contract's replies."""
+
+from __future__ import annotations
+
+from google.protobuf.duration_pb2 import Duration
+
+from vdiff_grpc import v1
+from vdiff_grpc.engine import types
+
+
+def generate_response(
+    info: types.ModelInfo, request: types.ResolvedRequest, finished: types.Finished
+) -> v1.GenerateResponse:
+    return v1.GenerateResponse(
+        request_id=request.request_id,
+        model=info.name,
+        model_revision=info.revision,
+        outputs=[_output(output) for output in finished.outputs],
+        usage=_usage(request, finished),
+        metrics=_metrics(info, request, finished),
+        resolved=_resolved(request.params),
+    )
+
+
+def started(info: types.ModelInfo, request: types.ResolvedRequest) -> v1.StreamGenerateResponse:
+    layout = v1.CanvasLayout(
+        spans=[
+            v1.CanvasSpan(kind=f"SPAN_KIND_{span.kind.name}", length=span.length)
+            for span in request.spans
+        ],
+        mask_token_id=info.mask_token_id,
+    )
+    if request.granularity is not types.Granularity.COMMITTED:
+        layout.token_ids.extend(request.canvas)
+    return v1.StreamGenerateResponse(
+        started=v1.Started(
+            request_id=request.request_id,
+            model=info.name,
+            model_revision=info.revision,
+            resolved=_resolved(request.params),
+            prompt_tokens=request.num_prompt_tokens,
+            layout=layout,
+        )
+    )
+
+
+def stream_response(
+    info: types.ModelInfo, request: types.ResolvedRequest, event: types.Event
+) -> v1.StreamGenerateResponse:
+    match event:
+        case types.StepUpdate():
+            return v1.StreamGenerateResponse(step_update=_step_update(event))
+        case types.CanvasSnapshot():
+            return v1.StreamGenerateResponse(snapshot=_snapshot(event))
+        case types.Committed():
+            committed = v1.Committed(
+                output_index=event.output_index,
+                text=event.text,
+                tokens=_tokens(event.tokens),
+                hole_index=event.hole_index,
+            )
+            return v1.StreamGenerateResponse(committed=committed)
+        case types.Finished():
+            finished = v1.Finished(
+                ends=[_end(output) for output in event.outputs],
+                usage=_usage(request, event),
+                metrics=_metrics(info, request, event),
+            )
+            return v1.StreamGenerateResponse(finished=finished)
+        case types.Failed():
+            raise event.error
+
+
+def model_info_response(
+    info: types.ModelInfo,
+    names: tuple[str, ...],
+    limits: types.EngineLimits,
+    defaults: types.SamplingParams,
+    *,
+    has_tokenizer: bool,
+    has_chat_template: bool,
+) -> v1.GetModelInfoResponse:
+    resolved = _resolved(defaults)
+    resolved.sampling.ClearField("seed")  # there is no default: it is drawn
+    return v1.GetModelInfoResponse(
+        model=info.name,
+        aliases=names[1:],
+        revision=info.revision,
+        family=info.family,
+        attention=f"ATTENTION_PATTERN_{info.attention.name}",
+        vocab_size=info.vocab_size,
+        mask_token_id=info.mask_token_id,
+        end_token_ids=info.end_token_ids,
+        has_tokenizer=has_tokenizer,
+        has_chat_template=has_chat_template,
+        supports_infill=info.supports_infill,
+        strategies=info.strategies,
+        limits=v1.Limits(
+            max_canvas_tokens=limits.max_canvas_tokens,
+            max_new_tokens=limits.max_new_tokens,
+            max_block_length=limits.max_block_length,
+            max_n=limits.max_n,
+            max_running_rows=limits.max_running_rows,
+            max_waiting_rows=limits.max_waiting_rows,
+            max_step_tokens=limits.max_step_tokens,
+            max_request_time=duration(limits.max_request_time_s),
+        ),
+        defaults=resolved,
+    )
+
+
+def engine_state(state: types.EngineState, *, draining: bool) -> str:
+    """The name of the contract's enum value."""
+    if draining:
+        return "ENGINE_STATE_DRAINING"
+    return f"ENGINE_STATE_{state.name}"
+
+
+def statistics(counters: types.Statistics, num_refused: int) -> v1.Statistics:
+    return v1.Statistics(
+        requests=counters.requests,
+        requests_finished=counters.requests_finished,
+        requests_aborted=counters.requests_aborted,
+        requests_failed=counters.requests_failed,
+        requests_refused=num_refused,
+        running_rows=counters.running_rows,
+        waiting_rows=counters.waiting_rows,
+        prompt_tokens=counters.prompt_tokens,
+        completion_tokens=counters.completion_tokens,
+        forward_passes=counters.forward_passes,
+        engine_steps=counters.engine_steps,
+        tokens_per_forward=_ratio(counters.committed_tokens, counters.forward_passes),
+    )
+
+
+def count_tokens_response(ids: list[int], spans: list[types.Span]) -> v1.CountTokensResponse:
+    given = sum(span.length for span in spans if span.kind is not types.SpanKind.HOLE)
+    return v1.CountTokensResponse(tokens=given, token_ids=ids)
+
+
+def duration(seconds: float) -> Duration:
+    message = Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
+
+
+def _resolved(params: types.SamplingParams) -> v1.ResolvedParams:
+    diffusion = v1.DiffusionParams(
+        block_length=params.block_length, steps=params.steps, cfg_scale=params.cfg_scale
+    )
+    match params.strategy:
+        case types.FixedSchedule(remasking):
+            order = f"REMASKING_ORDER_{remasking.name}"
+            diffusion.fixed_schedule.CopyFrom(v1.FixedSchedule(remasking=order))
+        case types.ConfidenceThreshold(threshold):
+            diffusion.confidence_threshold.SetInParent()
+            if threshold is not None:
+                diffusion.confidence_threshold.threshold = threshold
+    sampling = v1.SamplingParams(
+        max_new_tokens=params.max_new_tokens,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        seed=params.seed,
+        n=params.n,
+        ignore_eos=params.ignore_eos,
+    )
+    if params.stop_strings or params.stop_token_ids:
+        sampling.stop.strings.extend(params.stop_strings)
+        sampling.stop.token_ids.extend(params.stop_token_ids)
+    return v1.ResolvedParams(sampling=sampling, diffusion=diffusion)
+
+
+def _output(output: types.Output) -> v1.Output:
+    return v1.Output(
+        index=output.index,
+        text=output.text,
+        tokens=_tokens(output.tokens),
+        hole_texts=output.hole_texts,
+        end=_end(output),
+    )
+
+
+def _tokens(tokens: types.Tokens) -> v1.Tokens:
+    return v1.Tokens(
+        ids=tokens.ids,
+        positions=tokens.positions,
+        steps=tokens.steps,
+        confidences=tokens.confidences,
+        token_bytes=tokens.token_bytes,
+        text_offsets=tokens.text_offsets,
+    )
+
+
+def _end(output: types.Output) -> v1.OutputEnd:
+    return v1.OutputEnd(
+        index=output.index,
+        seed=output.seed,
+        finish_reason=f"FINISH_REASON_{output.finish_reason.name}",
+        stop_string=output.stop if isinstance(output.stop, str) else None,
+        stop_token_id=output.stop if isinstance(output.stop, int) else None,
+        forward_passes=output.forward_passes,
+        completion_tokens=len(output.tokens.ids),
+    )
+
+
+def _usage(request: types.ResolvedRequest, finished: types.Finished) -> v1.Usage:
+    return v1.Usage(
+        prompt_tokens=request.num_prompt_tokens,
+        completion_tokens=sum(len(output.tokens.ids) for output in finished.outputs),
+    )
+
+
+def _metrics(
+    info: types.ModelInfo, request: types.ResolvedRequest, finished: types.Finished
+) -> v1.Metrics:
+    outputs = finished.outputs
+    forward_passes = sum(output.forward_passes for output in outputs)
+    num_open = len(request.canvas) - request.num_prompt_tokens
+    num_committed = sum(num_open - output.canvas.count(info.mask_token_id) for output in outputs)
+    return v1.Metrics(
+        forward_passes=forward_passes,
+        tokens_per_forward=_ratio(num_committed, forward_passes),
+        steps=sum(output.steps for output in outputs),
+        blocks=sum(output.blocks for output in outputs),
+        remasked=sum(output.remasked for output in outputs),
+        queue_time_ns=finished.queue_time_ns,
+        time_to_first_commit_ns=finished.time_to_first_commit_ns,
+        total_time_ns=finished.total_time_ns,
+    )
+
+
+def _step_update(update: types.StepUpdate) -> v1.StepUpdate:
+    return v1.StepUpdate(
+        output_index=update.output_index,
+        step=update.step,
+        block=update.block,
+        forward_passes=update.forward_passes,
+        kind=f"UPDATE_KIND_{update.kind.name}",
+        positions=update.positions,
+        token_ids=update.token_ids,
+        confidences=update.confidences,
+        texts=update.texts,
+    )
+
+
+def _snapshot(snapshot: types.CanvasSnapshot) -> v1.CanvasSnapshot:
+    return v1.CanvasSnapshot(
+        output_index=snapshot.output_index,
+        step=snapshot.step,
+        block=snapshot.block,
+        forward_passes=snapshot.forward_passes,
+        token_ids=snapshot.token_ids,
+        confidences=snapshot.confidences,
+    )
+
+
+def _ratio(one: int, other: int) -> float:
+    return one / other if other else 0.0

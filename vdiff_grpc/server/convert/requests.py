@@ -1,0 +1,227 @@
+"""The contract's requests as the engine's types.
+
+What cannot be said in the engine's types (an unset oneof, an enum value of a newer contract, a
+field this build does not know) is refused here; all else is validation's business.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from vdiff_grpc import v1
+from vdiff_grpc.engine import types
+from vdiff_grpc.errors import FieldViolation, InvalidRequestError
+
+_MAX_REQUEST_ID = 128
+_MAX_NAMED = 256  # items searched for an unknown field: its name is not worth the time of more
+_INPUTS = "one of text, token_ids, chat, infill"
+
+_ROLES = {v1.ROLE_SYSTEM: "system", v1.ROLE_USER: "user", v1.ROLE_ASSISTANT: "assistant"}
+_REMASKING = {
+    v1.REMASKING_ORDER_UNSPECIFIED: types.Remasking.LOW_CONFIDENCE,
+    v1.REMASKING_ORDER_LOW_CONFIDENCE: types.Remasking.LOW_CONFIDENCE,
+    v1.REMASKING_ORDER_RANDOM: types.Remasking.RANDOM,
+}
+_GRANULARITIES = {
+    v1.GRANULARITY_UNSPECIFIED: types.Granularity.COMMITTED,
+    v1.GRANULARITY_COMMITTED: types.Granularity.COMMITTED,
+    v1.GRANULARITY_STEPS: types.Granularity.STEPS,
+    v1.GRANULARITY_SNAPSHOTS: types.Granularity.SNAPSHOTS,
+}
+
+
+@contextmanager
+def located(path: str) -> Iterator[None]:
+    """Puts `path.` before the fields of violations found inside."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise InvalidRequestError(
+            [FieldViolation(f"{path}.{v.field}", v.description) for v in error.violations]
+        ) from error
+
+
+def refuse_unknown_fields(request: Message) -> None:
+    """A field that this build does not know is refused, by number: it could not be honoured."""
+    known = type(request)()
+    known.CopyFrom(request)
+    known.DiscardUnknownFields()
+    if known.ByteSize() == request.ByteSize():
+        return
+    violations = list(_unknown_fields(request, ""))
+    if not violations:
+        violations = [FieldViolation("", "the request has a field that this server does not know")]
+    raise InvalidRequestError(violations)
+
+
+def request_id(request: Message, metadata: Mapping[str, str]) -> str:
+    """The caller's name for the request, or a new one. Raises InvalidRequestError."""
+    spec = getattr(request, "spec", None)
+    if isinstance(spec, v1.GenerationSpec) and spec.request_id:
+        field, value = "spec.request_id", spec.request_id
+    elif metadata.get("x-request-id"):
+        field, value = "x-request-id", metadata["x-request-id"]
+    else:
+        return uuid.uuid4().hex
+    if len(value) > _MAX_REQUEST_ID:
+        what = f"{field} has {len(value)} characters; the limit is {_MAX_REQUEST_ID}"
+        raise InvalidRequestError([FieldViolation(field, what)])
+    if not (value.isascii() and value.isprintable()):
+        what = f"{field} ({value!r}) must be printable ASCII"
+        raise InvalidRequestError([FieldViolation(field, what)])
+    return value
+
+
+def stream_options(options: v1.StreamOptions) -> tuple[types.Granularity, int]:
+    """Granularity and stride."""
+    granularity = _GRANULARITIES.get(options.granularity)
+    if granularity is None:
+        raise InvalidRequestError([_not_in_enum("granularity", options.granularity)])
+    if not options.HasField("stride"):
+        return granularity, 1
+    if granularity is types.Granularity.COMMITTED:
+        what = f"stride ({options.stride}) needs granularity STEPS or SNAPSHOTS"
+        raise InvalidRequestError([FieldViolation("stride", what)])
+    if options.stride < 1:
+        what = f"stride ({options.stride}) must be at least 1"
+        raise InvalidRequestError([FieldViolation("stride", what)])
+    return granularity, options.stride
+
+
+def request_of(
+    spec: v1.GenerationSpec,
+    name: str,
+    granularity: types.Granularity = types.Granularity.NONE,
+    stride: int = 1,
+) -> types.Request:
+    """`name`: the request's id. Raises InvalidRequestError with every violation met here."""
+    violations: list[FieldViolation] = []
+    prompt = _prompt(spec, violations)
+    if spec.HasField("suffix"):
+        if isinstance(prompt, types.TextPrompt):
+            prompt = types.TextPrompt(prompt.text, spec.suffix)
+        else:
+            violations.append(FieldViolation("suffix", "suffix needs the input to be text"))
+    params = _params(spec.sampling, spec.diffusion, violations)
+    if violations or prompt is None:
+        raise InvalidRequestError(violations)
+    return types.Request(prompt, params, name, granularity, stride)
+
+
+def prompt_of(request: v1.CountTokensRequest) -> types.Prompt:
+    violations: list[FieldViolation] = []
+    prompt = _prompt(request, violations)
+    if violations or prompt is None:
+        raise InvalidRequestError(violations)
+    return prompt
+
+
+def _unknown_fields(message: Message, path: str) -> Iterator[FieldViolation]:
+    for unknown in UnknownFieldSet(message):  # type: ignore[attr-defined]
+        number = unknown.field_number
+        what = f"{path or 'the request'} has a field {number} that this server does not know"
+        yield FieldViolation(f"{path}.{number}".lstrip("."), what)
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is None:
+            continue
+        field = f"{path}.{descriptor.name}".lstrip(".")
+        if isinstance(value, Message):
+            yield from _unknown_fields(value, field)
+        else:
+            for index, item in enumerate(value[:_MAX_NAMED]):
+                yield from _unknown_fields(item, f"{field}[{index}]")
+
+
+def _prompt(
+    message: v1.GenerationSpec | v1.CountTokensRequest, violations: list[FieldViolation]
+) -> types.Prompt | None:
+    match message.WhichOneof("input"):
+        case "text":
+            return types.TextPrompt(message.text)
+        case "token_ids":
+            return types.TokensPrompt(tuple(message.token_ids.ids))
+        case "chat":
+            return _chat(message.chat.messages, violations)
+        case "infill":
+            return _infill(message.infill.segments, violations)
+        case _:
+            violations.append(FieldViolation("input", f"input is not set; it must be {_INPUTS}"))
+            return None
+
+
+def _chat(messages: Iterable[v1.ChatMessage], violations: list[FieldViolation]) -> types.ChatPrompt:
+    turns = []
+    for index, message in enumerate(messages):
+        role = _ROLES.get(message.role)
+        if role is None:
+            violations.append(_not_in_enum(f"chat.messages[{index}].role", message.role))
+        else:
+            turns.append(types.ChatMessage(role, message.content))
+    return types.ChatPrompt(tuple(turns))
+
+
+def _infill(
+    segments: Iterable[v1.InfillSegment], violations: list[FieldViolation]
+) -> types.InfillPrompt:
+    parts: list[str | tuple[int, ...] | types.Hole] = []
+    for index, segment in enumerate(segments):
+        match segment.WhichOneof("kind"):
+            case "text":
+                parts.append(segment.text)
+            case "token_ids":
+                parts.append(tuple(segment.token_ids.ids))
+            case "hole":
+                parts.append(types.Hole(segment.hole.length))
+            case _:
+                field = f"infill.segments[{index}]"
+                what = f"{field} is not set; it must be one of text, token_ids, hole"
+                violations.append(FieldViolation(field, what))
+    return types.InfillPrompt(tuple(parts))
+
+
+def _params(
+    sampling: v1.SamplingParams, diffusion: v1.DiffusionParams, violations: list[FieldViolation]
+) -> types.RequestParams:
+    return types.RequestParams(
+        max_new_tokens=sampling.max_new_tokens if sampling.HasField("max_new_tokens") else None,
+        temperature=sampling.temperature if sampling.HasField("temperature") else None,
+        top_p=sampling.top_p if sampling.HasField("top_p") else None,
+        top_k=sampling.top_k if sampling.HasField("top_k") else None,
+        seed=sampling.seed if sampling.HasField("seed") else None,
+        n=sampling.n if sampling.HasField("n") else None,
+        stop_strings=tuple(sampling.stop.strings),
+        stop_token_ids=tuple(sampling.stop.token_ids),
+        ignore_eos=sampling.ignore_eos if sampling.HasField("ignore_eos") else None,
+        block_length=diffusion.block_length if diffusion.HasField("block_length") else None,
+        steps=diffusion.steps if diffusion.HasField("steps") else None,
+        cfg_scale=diffusion.cfg_scale if diffusion.HasField("cfg_scale") else None,
+        strategy=_strategy(diffusion, violations),
+    )
+
+
+def _strategy(
+    diffusion: v1.DiffusionParams, violations: list[FieldViolation]
+) -> types.Strategy | None:
+    match diffusion.WhichOneof("strategy"):
+        case "fixed_schedule":
+            remasking = _REMASKING.get(diffusion.fixed_schedule.remasking)
+            if remasking is None:
+                field = "diffusion.fixed_schedule.remasking"
+                violations.append(_not_in_enum(field, diffusion.fixed_schedule.remasking))
+                return None
+            return types.FixedSchedule(remasking)
+        case "confidence_threshold":
+            rule = diffusion.confidence_threshold
+            return types.ConfidenceThreshold(rule.threshold if rule.HasField("threshold") else None)
+        case _:
+            return None
+
+
+def _not_in_enum(field: str, value: int) -> FieldViolation:
+    what = f"{field} ({value}) is not set" if value == 0 else f"{field} ({value}) is unknown"
+    return FieldViolation(field, what)

@@ -1,0 +1,193 @@
+"""What every call of ours gets: an id, errors as statuses, one log line at its end.
+
+The servicers behind it are given a Call where gRPC would give its context. Health and reflection
+pass by untouched. Prompts and generated text never enter the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+from grpc import aio
+
+from vdiff_grpc.errors import DeadlineError, EngineFaultError, InvalidRequestError, VdiffError
+from vdiff_grpc.server import status
+from vdiff_grpc.server.convert import requests
+
+logger = logging.getLogger(__name__)
+
+_OURS = "/vdiff.v1."
+_NO_DEADLINE_S = 1e8  # gRPC gives a far future where a caller gave no deadline
+_REQUEST_ID = "x-request-id"
+
+Context = aio.ServicerContext[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs alone
+
+
+@dataclass(slots=True)
+class Call:
+    """One call. The servicer fills in what it learns; the log line shows it."""
+
+    rpc: str
+    request_id: str
+    deadline_ns: int | None = None  # time.monotonic_ns()
+    model: str = ""
+    tokens: int | None = None
+    forwards: int | None = None
+    queue_ms: float | None = None
+    reason: str = ""  # finish reasons, or the error's
+
+
+class CallInterceptor(aio.ServerInterceptor):
+    """Wraps our services' handlers, and knows how many calls are open."""
+
+    def __init__(self) -> None:
+        self.num_open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._wrapped: dict[str, Handler] = {}
+
+    async def idle(self) -> None:
+        """Waits until no call is open."""
+        await self._idle.wait()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        rpc = handler_call_details.method
+        if rpc in self._wrapped:
+            return self._wrapped[rpc]
+        handler = await continuation(handler_call_details)
+        if handler is None or not rpc.startswith(_OURS):
+            return handler
+        self._wrapped[rpc] = self._wrap(rpc.removeprefix(_OURS), handler)
+        return self._wrapped[rpc]
+
+    def _wrap(self, rpc: str, handler: Handler) -> Handler:
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._streaming(rpc, handler.unary_stream),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(rpc, handler.unary_unary),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+    def _unary(self, rpc: str, behaviour: Any) -> Any:
+        async def answer(request: Message, call: Call, context: Context) -> Message:
+            reply: Message = await behaviour(request, call)
+            return reply
+
+        async def handle(request: Message, context: Context) -> Message | None:
+            return await self._handle(rpc, answer, request, context)
+
+        return handle
+
+    def _streaming(self, rpc: str, behaviour: Any) -> Any:
+        async def answer(request: Message, call: Call, context: Context) -> None:
+            # Written here, not yielded: a caller who leaves is then always a CancelledError at
+            # an await, and the generator's clean-up runs at once.
+            replies: AsyncIterator[Message] = behaviour(request, call)
+            async with aclosing(replies):  # type: ignore[type-var]
+                async for reply in replies:
+                    await context.write(reply)
+
+        # gRPC takes a coroutine for a handler that writes for itself.
+        async def handle(request: Message, context: Context) -> None:
+            await self._handle(rpc, answer, request, context)
+
+        return handle
+
+    async def _handle(
+        self,
+        rpc: str,
+        answer: Callable[[Message, Call, Context], Awaitable[Message | None]],
+        request: Message,
+        context: Context,
+    ) -> Message | None:
+        self.num_open += 1
+        self._idle.clear()
+        arrival_ns = time.monotonic_ns()
+        call = Call(rpc, uuid.uuid4().hex)
+        code = grpc.StatusCode.OK
+        try:
+            try:
+                await self._introduce(call, request, context)
+                return await answer(request, call, context)
+            except status.EXPECTED as error:
+                code = status.code_of(error)
+                call.reason = _reason(error)
+                await context.abort_with_status(status.to_status(error))
+            except Exception:
+                fault = EngineFaultError(uuid.uuid4().hex[:12])
+                code, call.reason = status.code_of(fault), fault.reason
+                logger.exception("fault %s in %s, request %s", fault.fault_id, rpc, call.request_id)
+                await context.abort_with_status(status.to_status(fault))
+        except asyncio.CancelledError:
+            code = grpc.StatusCode.CANCELLED
+            if call.deadline_ns is not None and time.monotonic_ns() >= call.deadline_ns:
+                code = grpc.StatusCode.DEADLINE_EXCEEDED
+            raise
+        finally:
+            self.num_open -= 1
+            if self.num_open == 0:
+                self._idle.set()
+            _log(call, code, time.monotonic_ns() - arrival_ns)
+
+    async def _introduce(self, call: Call, request: Message, context: Context) -> None:
+        """Names the call, tells the caller the name, and refuses what no handler could honour."""
+        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        try:
+            call.request_id = requests.request_id(request, metadata)
+        finally:
+            await context.send_initial_metadata(((_REQUEST_ID, call.request_id),))
+        requests.refuse_unknown_fields(request)
+        remaining_s = context.time_remaining()
+        if remaining_s is not None and remaining_s < _NO_DEADLINE_S:
+            if remaining_s <= 0:
+                raise DeadlineError("the deadline had passed when the call arrived")
+            call.deadline_ns = time.monotonic_ns() + int(remaining_s * 1e9)
+
+
+def _reason(error: VdiffError) -> str:
+    """The reason, and for a bad request the fields; not the texts, which may quote a prompt."""
+    if not isinstance(error, InvalidRequestError):
+        return error.reason
+    names = ",".join(violation.field for violation in error.violations[:8])
+    return f"{error.reason}:{names}"
+
+
+def _log(call: Call, code: grpc.StatusCode, total_ns: int) -> None:
+    fields = {
+        "id": call.request_id,
+        "rpc": call.rpc,
+        "model": _one_line(call.model),
+        "code": code.name,
+        "reason": _one_line(call.reason),
+        "tokens": call.tokens,
+        "forwards": call.forwards,
+        "queue_ms": call.queue_ms,
+        "total_ms": round(total_ns / 1e6, 2),
+    }
+    given = {name: value for name, value in fields.items() if value not in (None, "")}
+    level = logging.INFO if call.rpc.startswith("GenerationService") else logging.DEBUG
+    logger.log(level, "request", extra={"fields": given})
+
+
+def _one_line(text: str) -> str:
+    """A peer's text, short and without characters that could forge a log line."""
+    return text[:128].encode("unicode_escape").decode("ascii")

@@ -1,0 +1,133 @@
+"""The contract's services: decode, delegate, encode. Knows no gRPC beyond the generated base.
+
+Behind interceptors.CallInterceptor, which gives a Call in place of a context and turns what is
+raised here into statuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from importlib import metadata
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from vdiff_grpc import v1
+from vdiff_grpc.engine import types
+from vdiff_grpc.errors import ModelNotFoundError
+from vdiff_grpc.server.async_engine import AsyncEngine
+from vdiff_grpc.server.convert import replies, requests
+from vdiff_grpc.server.interceptors import Call
+from vdiff_grpc.server.request_stream import RequestStream
+
+# Beyond this, decoding could hold up the event loop for more than a millisecond.
+_LARGE_BYTES = 64 * 1024
+
+VERSION = metadata.version("vdiff-grpc")
+
+
+class GenerationService(v1.GenerationServiceServicer):
+    """Generates text."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def Generate(self, request: v1.GenerateRequest, call: Call) -> v1.GenerateResponse:  # noqa: N802
+        async with await self._submit(request.spec, call) as stream:
+            finished = await stream.finished()
+        _note(call, finished)
+        return replies.generate_response(self._engine.info, stream.request, finished)
+
+    async def StreamGenerate(  # noqa: N802
+        self, request: v1.StreamGenerateRequest, call: Call
+    ) -> AsyncIterator[v1.StreamGenerateResponse]:
+        with requests.located("options"):
+            granularity, stride = requests.stream_options(request.options)
+        info = self._engine.info
+        async with await self._submit(request.spec, call, granularity, stride) as stream:
+            yield replies.started(info, stream.request)
+            async for event in stream:
+                if isinstance(event, types.Finished):
+                    _note(call, event)
+                yield replies.stream_response(info, stream.request, event)
+
+    async def _submit(
+        self,
+        spec: v1.GenerationSpec,
+        call: Call,
+        granularity: types.Granularity = types.Granularity.NONE,
+        stride: int = 1,
+    ) -> RequestStream:
+        call.model = spec.model or self._engine.names[0]
+        _refuse_other_models(self._engine, spec.model)
+        with requests.located("spec"):
+            arguments = (spec, call.request_id, granularity, stride)
+            if spec.ByteSize() > _LARGE_BYTES:
+                request = await asyncio.to_thread(requests.request_of, *arguments)
+            else:
+                request = requests.request_of(*arguments)
+            return await self._engine.submit(request, call.deadline_ns)
+
+
+class ModelService(v1.ModelServiceServicer):
+    """Says what is served, and how it fares."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._start_time = Timestamp()
+        self._start_time.GetCurrentTime()
+        self._start_ns = time.monotonic_ns()
+
+    async def GetModelInfo(  # noqa: N802
+        self, request: v1.GetModelInfoRequest, call: Call
+    ) -> v1.GetModelInfoResponse:
+        _refuse_other_models(self._engine, request.model)
+        engine = self._engine
+        tokenizer = engine.tokenizer
+        return replies.model_info_response(
+            engine.info,
+            engine.names,
+            engine.limits,
+            engine.defaults,
+            has_tokenizer=tokenizer is not None,
+            has_chat_template=tokenizer is not None and tokenizer.has_chat_template,
+        )
+
+    async def GetServerInfo(  # noqa: N802
+        self, request: v1.GetServerInfoRequest, call: Call
+    ) -> v1.GetServerInfoResponse:
+        engine = self._engine
+        return v1.GetServerInfoResponse(
+            version=VERSION,
+            state=replies.engine_state(engine.state, draining=engine.leaving),
+            state_detail=engine.state_detail,
+            start_time=self._start_time,
+            uptime=replies.duration((time.monotonic_ns() - self._start_ns) / 1e9),
+            device=engine.device,
+            dtype=engine.dtype,
+            model=engine.names[0],
+            statistics=replies.statistics(engine.statistics, engine.num_refused),
+        )
+
+    async def CountTokens(  # noqa: N802
+        self, request: v1.CountTokensRequest, call: Call
+    ) -> v1.CountTokensResponse:
+        _refuse_other_models(self._engine, request.model)
+        ids, spans = await self._engine.encode(requests.prompt_of(request))
+        return replies.count_tokens_response(ids, spans)
+
+
+def _refuse_other_models(engine: AsyncEngine, model: str) -> None:
+    if model and model not in engine.names:
+        served = ", ".join(engine.names)
+        raise ModelNotFoundError(f"model ({model[:128]!r}) is not served here; served: {served}")
+
+
+def _note(call: Call, finished: types.Finished) -> None:
+    """What the log line says of a finished request."""
+    outputs = finished.outputs
+    call.tokens = sum(len(output.tokens.ids) for output in outputs)
+    call.forwards = sum(output.forward_passes for output in outputs)
+    call.queue_ms = round(finished.queue_time_ns / 1e6, 2)
+    call.reason = ",".join(sorted({output.finish_reason.value for output in outputs}))
