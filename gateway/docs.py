@@ -106,13 +106,16 @@ _COMPLETION_EXAMPLES = {
 _CHAT_EXAMPLES = {
     "chat": {
         "summary": "One answer",
-        "value": {"messages": [{"role": "user", "content": "Tell me a story about a dog."}]},
+        "value": {
+            "messages": [{"role": "user", "content": "Tell me a story about a dog."}],
+            "max_completion_tokens": 48,
+        },
     },
     "stream": {
         "summary": "Streamed, with the token counts at the end",
         "value": {
             "messages": [{"role": "user", "content": "Tell me a story about a cat."}],
-            "max_completion_tokens": 64,
+            "max_completion_tokens": 48,
             "stream": True,
             "stream_options": {"include_usage": True},
         },

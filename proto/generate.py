@@ -1,5 +1,6 @@
 """Writes the stubs of proto/vdiff/v1 into vdiff_grpc/v1. Used by setup.py and the Makefile."""
 
+import shutil
 import sys
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,9 @@ def generate_stubs() -> None:
 
     out = ROOT / "vdiff_grpc" / "v1"
     out.mkdir(parents=True, exist_ok=True)
+    # types of the gRPC stubs: protoc's own --pyi_out covers messages only
+    beside = Path(sys.executable).parent / "protoc-gen-mypy_grpc"
+    plugin = beside if beside.exists() else shutil.which("protoc-gen-mypy_grpc")
     arguments = [
         "protoc",
         f"-Ivdiff_grpc/v1={ROOT / 'proto' / 'vdiff' / 'v1'}",
@@ -20,6 +24,8 @@ def generate_stubs() -> None:
         f"--python_out={ROOT}",
         f"--pyi_out={ROOT}",
         f"--grpc_python_out={ROOT}",
+        f"--plugin=protoc-gen-mypy_grpc={plugin}",
+        f"--mypy_grpc_out={ROOT}",
         "vdiff_grpc/v1/generation.proto",
     ]
     if protoc.main(arguments) != 0:

@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "vdiff_grpc.errors": (),
     "vdiff_grpc.config": ("vdiff_grpc.engine.types",),
     "vdiff_grpc.client": ("vdiff_grpc.errors", "vdiff_grpc.v1"),
-    "vdiff_grpc.cli": ("gateway.app", "vdiff_grpc.client", "vdiff_grpc.config", "vdiff_grpc.errors", "vdiff_grpc.server.app", "vdiff_grpc.v1"),
+    "vdiff_grpc.cli": ("gateway.app", "gateway.config", "vdiff_grpc.client", "vdiff_grpc.config", "vdiff_grpc.errors", "vdiff_grpc.server.app", "vdiff_grpc.v1"),
     "vdiff_grpc.__main__": ("vdiff_grpc.cli",),
     "vdiff_grpc.server": ("vdiff_grpc.config", "vdiff_grpc.engine", "vdiff_grpc.errors", "vdiff_grpc.v1"),
     "vdiff_grpc.engine": ("vdiff_grpc.errors",),

@@ -122,5 +122,5 @@ class Network(nn.Module):
     def loss(self, ids: Tensor, where: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Weighted mean cross-entropy; the head runs only over flat positions `where`."""
         h = self.hidden(ids).reshape(-1, self.shape.width).index_select(0, where)
-        loss: Tensor = HeadLoss.apply(h, self.embed, labels, weights)
+        loss: Tensor = HeadLoss.apply(h, self.embed, labels, weights)  # type: ignore[no-untyped-call]
         return loss

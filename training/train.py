@@ -148,7 +148,7 @@ class Trainer:
         seed = args.seed + 7919 * self.step
         self.rng = np.random.default_rng(seed)
         self.pick = random.Random(seed)
-        self.mix = Mixture(args.texts, tok, seed, args.cache)
+        self.mix = Mixture(args.texts, tok, seed, args.cache, args.keep)
 
     def save(self) -> None:
         """Write a checkpoint in one step."""
@@ -247,6 +247,7 @@ def main() -> None:
     p.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json")
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--cache", type=Path, help="where to keep the tokenised stories")
+    p.add_argument("--keep", type=float, default=0.5, help="share of stories, simplest first")
     p.add_argument("--minutes", type=float, required=True)
     p.add_argument("--causal", action="store_true", help="train the autoregressive twin")
     p.add_argument("--layers", type=int, default=6)

@@ -2,7 +2,7 @@
 
 import sys
 
-from vdiff_grpc.cli import main
+from vdiff_grpc.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vdiff_grpc.cli import main
+from vdiff_grpc.cli.main import main
 from vdiff_grpc.client import Client
 
 PROMPT = "Once upon a time"
@@ -212,7 +212,7 @@ def test_watch_without_rich_says_what_to_install(call, monkeypatch: pytest.Monke
     assert call("watch", PROMPT, "--max-new-tokens", "4", "--plain")[0] == 0
 
 
-@pytest.mark.parametrize("module", ["vdiff_grpc.cli", "vdiff_grpc.client", "vdiff_grpc.child"])
+@pytest.mark.parametrize("module", ["vdiff_grpc.cli", "vdiff_grpc.client", "vdiff_grpc.cli.child"])
 def test_importing_loads_neither_a_model_s_nor_a_terminal_s_libraries(module: str) -> None:
     heavy = {"torch", "transformers", "rich", "starlette"}
     check = f"import sys, {module}; print(*{heavy} & set(sys.modules))"

@@ -66,7 +66,7 @@ def test_sigterm_ends_run_with_0_while_it_still_loads(command) -> None:
 def test_run_fails_and_stops_the_other_when_one_dies(command, name: str) -> None:
     run = command("run", *FREE)
     run.wait_for(READY)
-    victims = [pid for pid, line in run.left().items() if f"vdiff_grpc.child {name}" in line]
+    victims = [pid for pid, line in run.left().items() if f"vdiff_grpc.cli.child {name}" in line]
     assert len(victims) == 1
     os.kill(victims[0], signal.SIGKILL)
     assert run.wait(40) == 1

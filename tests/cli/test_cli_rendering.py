@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.style import Style
 
 from vdiff_grpc import v1
-from vdiff_grpc.live import LiveView, confidence_colour, wrap
-from vdiff_grpc.terminal import Given, PlainView, printable, show
+from vdiff_grpc.cli.live import LiveView, confidence_colour, wrap
+from vdiff_grpc.cli.terminal import Given, PlainView, printable, show
 
 MASK_ID, END_ID = 2, 0
 GIVEN = Given("The cat", " end", frozenset([END_ID]))

@@ -51,9 +51,8 @@ class AsyncClient:
             if credentials is None
             else grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
         )
-        stubs: Any = v1
-        self._generation = stubs.GenerationServiceStub(self._channel)
-        self._models = stubs.ModelServiceStub(self._channel)
+        self._generation = v1.GenerationServiceStub(self._channel)
+        self._models = v1.ModelServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
     async def __aenter__(self) -> Self:

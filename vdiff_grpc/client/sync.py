@@ -51,10 +51,8 @@ class Client:
             if credentials is None
             else grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
         )
-        # protoc writes no annotations for its stubs: the methods below carry the types.
-        stubs: Any = v1
-        self._generation = stubs.GenerationServiceStub(self._channel)
-        self._models = stubs.ModelServiceStub(self._channel)
+        self._generation = v1.GenerationServiceStub(self._channel)
+        self._models = v1.ModelServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
 
     def __enter__(self) -> Self:

@@ -147,6 +147,14 @@ def _encode_text(
     if tokenizer is None:
         bad.add(field, f"{field}: the model {info.name} has no tokenizer: send token ids")
         return []
+    # spares the work on a text of megabytes: a token has only so many bytes
+    least = len(text.encode("utf-8", "replace")) // tokenizer.max_token_bytes
+    if least > info.max_positions:
+        bad.add(
+            field,
+            f"{field} has at least {least} tokens, more than the model's {info.max_positions} positions",
+        )
+        return []
     ids = tokenizer.encode(text, begin=begin)
     _refuse_masks(ids, field, info, bad)
     return ids

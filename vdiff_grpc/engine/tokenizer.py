@@ -33,6 +33,7 @@ class Tokenizer:
             i for i, token in rust.get_added_tokens_decoder().items() if token.special
         )
         self._bytes = _token_bytes(rust, self.special_ids)
+        self.max_token_bytes = max(map(len, self._bytes.values()))
 
     @classmethod
     def load(cls, path: str) -> Tokenizer | None:

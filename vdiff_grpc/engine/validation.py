@@ -49,7 +49,8 @@ def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
         max_canvas_tokens=canvas,
         max_new_tokens=canvas,
         max_block_length=canvas,
-        max_n=config.max_n,
+        # more rows than there are places could never be admitted
+        max_n=min(config.max_n, config.max_running_rows + config.max_waiting_rows),
         max_running_rows=config.max_running_rows,
         max_waiting_rows=config.max_waiting_rows,
         max_step_tokens=config.max_step_tokens,

@@ -55,12 +55,8 @@ def run_loop(config: EngineConfig, inbox: Inbox, send: Send) -> None:
     """Loads, warms up, and serves until Shutdown. A failed load is reported as ERROR."""
     send(StateChanged(EngineState.LOADING))
     try:
-        import torch
-
         from vdiff_grpc.engine.engine import Engine
 
-        if config.threads:
-            torch.set_num_threads(config.threads)
         engine = Engine(config)
         send(StateChanged(EngineState.WARMING_UP))
         engine.warm_up()
@@ -221,6 +217,9 @@ def _child(
     """The process's main: two threads for the pipe, the loop in between."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Before torch is loaded. OpenMP's threads otherwise spin while they wait for one another: on
+    # two cores shared with other work a step took ten times as long (measured).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if configure is not None:
         configure()
     inbox: Inbox = queue.SimpleQueue()

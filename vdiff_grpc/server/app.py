@@ -59,6 +59,8 @@ class Server:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
+                # gRPC's own answer to a client's keep-alive on a silent call is to end it
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
         )
         self._health = Health(self._grpc)
@@ -67,8 +69,8 @@ class Server:
     async def start(self) -> None:
         """Listens and begins to load. Raises AddressError or CheckpointError."""
         generation, model = GenerationService(self._engine), ModelService(self._engine)
-        v1.add_GenerationServiceServicer_to_server(generation, self._grpc)  # type: ignore[no-untyped-call]
-        v1.add_ModelServiceServicer_to_server(model, self._grpc)  # type: ignore[no-untyped-call]
+        v1.add_GenerationServiceServicer_to_server(generation, self._grpc)
+        v1.add_ModelServiceServicer_to_server(model, self._grpc)
         if self.config.reflection:
             add_reflection(self._grpc)
         self._listen()

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -45,10 +47,8 @@ class _Servicer(health.HealthServicer):
         super().__init__()
         self.listed = {"": _STATUS(status=_STATUS.SERVING)}
 
-    async def List(  # noqa: N802
-        self, request: health_pb2.HealthListRequest, context: object
-    ) -> health_pb2.HealthListResponse:
-        return health_pb2.HealthListResponse(statuses=self.listed)
+    async def List(self, request: object, context: object) -> Any:  # noqa: N802
+        return health_pb2.HealthListResponse(statuses=self.listed)  # type: ignore[attr-defined]
 
 
 def add_reflection(server: aio.Server) -> None:

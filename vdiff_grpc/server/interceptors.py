@@ -173,7 +173,7 @@ def _reason(error: VdiffError) -> str:
 
 def _log(call: Call, code: grpc.StatusCode, total_ns: int) -> None:
     fields = {
-        "id": call.request_id,
+        "request_id": call.request_id,
         "rpc": call.rpc,
         "model": _one_line(call.model),
         "code": code.name,

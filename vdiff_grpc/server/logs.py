@@ -18,21 +18,25 @@ def configure(log_format: str, log_level: str) -> None:
     logger.propagate = False
 
 
-class _TextFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    default_msec_format = "%s.%03dZ"
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    converter = staticmethod(time.gmtime)
+
+
+class _TextFormatter(_Formatter):
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         pairs = (f"{name}={_word(value)}" for name, value in _fields(record).items())
         return " ".join((super().formatMessage(record), *pairs))
 
 
-class _JsonFormatter(logging.Formatter):
+class _JsonFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        milliseconds = int(record.msecs)
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line: dict[str, Any] = {
-            "time": f"{stamp}.{milliseconds:03d}Z",
+            "time": self.formatTime(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

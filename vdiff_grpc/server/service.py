@@ -1,7 +1,7 @@
 """The contract's services: decode, delegate, encode. Knows no gRPC beyond the generated base.
 
 Behind interceptors.CallInterceptor, which gives a Call in place of a context and turns what is
-raised here into statuses.
+raised here into statuses. That Call is why each method differs from the generated base.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ class GenerationService(v1.GenerationServiceServicer):
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def Generate(self, request: v1.GenerateRequest, call: Call) -> v1.GenerateResponse:  # noqa: N802
+    async def Generate(  # type: ignore[override]  # noqa: N802
+        self, request: v1.GenerateRequest, call: Call
+    ) -> v1.GenerateResponse:
         async with await self._submit(request.spec, call) as stream:
             finished = await stream.finished()
         _note(call, finished)
         return replies.generate_response(self._engine.info, stream.request, finished)
 
-    async def StreamGenerate(  # noqa: N802
+    async def StreamGenerate(  # type: ignore[override]  # noqa: N802
         self, request: v1.StreamGenerateRequest, call: Call
     ) -> AsyncIterator[v1.StreamGenerateResponse]:
         with requests.located("options"):
@@ -79,7 +81,7 @@ class ModelService(v1.ModelServiceServicer):
         self._start_time.GetCurrentTime()
         self._start_ns = time.monotonic_ns()
 
-    async def GetModelInfo(  # noqa: N802
+    async def GetModelInfo(  # type: ignore[override]  # noqa: N802
         self, request: v1.GetModelInfoRequest, call: Call
     ) -> v1.GetModelInfoResponse:
         _refuse_other_models(self._engine, request.model)
@@ -94,7 +96,7 @@ class ModelService(v1.ModelServiceServicer):
             has_chat_template=tokenizer is not None and tokenizer.has_chat_template,
         )
 
-    async def GetServerInfo(  # noqa: N802
+    async def GetServerInfo(  # type: ignore[override]  # noqa: N802
         self, request: v1.GetServerInfoRequest, call: Call
     ) -> v1.GetServerInfoResponse:
         engine = self._engine
@@ -110,7 +112,7 @@ class ModelService(v1.ModelServiceServicer):
             statistics=replies.statistics(engine.statistics, engine.num_refused),
         )
 
-    async def CountTokens(  # noqa: N802
+    async def CountTokens(  # type: ignore[override]  # noqa: N802
         self, request: v1.CountTokensRequest, call: Call
     ) -> v1.CountTokensResponse:
         _refuse_other_models(self._engine, request.model)

@@ -122,7 +122,7 @@ class _Child:
     async def start(cls, name: str, args: Sequence[str]) -> _Child:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "vdiff_grpc.child", name),
+            *("-m", "vdiff_grpc.cli.child", name),
             *args,
             stdin=asyncio.subprocess.PIPE,
             start_new_session=True,

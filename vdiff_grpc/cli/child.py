@@ -15,7 +15,7 @@ def main(name: str, args: list[str]) -> int:
     """Runs `serve` ("server") or `vdiff-gateway` ("gateway"); standard input is the lifeline."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if name == "server":
-        from vdiff_grpc.cli import main as server_main
+        from vdiff_grpc.cli.main import main as server_main
 
         return server_main(args)
     from gateway.app import main as gateway_main

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vdiff_grpc.cli.terminal import Given
 from vdiff_grpc.client import SpecFields, confidence_threshold, fixed_schedule
 from vdiff_grpc.client.requests import Strategy
 from vdiff_grpc.client.sync import DEFAULT_ADDRESS
-from vdiff_grpc.terminal import Given
 
 ADDRESS_VARIABLE = "VDIFF_ADDRESS"
 

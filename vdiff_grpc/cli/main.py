@@ -20,12 +20,12 @@ import grpc
 from google.protobuf import json_format
 
 from vdiff_grpc import config
+from vdiff_grpc.cli.flags import Ask, add_call_flags, add_sampling_flags, read_ask, uint32, uint64
+from vdiff_grpc.cli.run import Address, AddressError, free_address, parse_address
+from vdiff_grpc.cli.run import run as run_both
+from vdiff_grpc.cli.terminal import Given, PlainView, View, printable, show
 from vdiff_grpc.client import AsyncClient, Client, ClientError, SpecFields, UnavailableError
 from vdiff_grpc.errors import VdiffError
-from vdiff_grpc.flags import Ask, add_call_flags, add_sampling_flags, read_ask, uint32, uint64
-from vdiff_grpc.run import Address, AddressError, free_address, parse_address
-from vdiff_grpc.run import run as run_both
-from vdiff_grpc.terminal import Given, PlainView, View, printable, show
 
 PROG = "vdiff-grpc"
 DEMO_PROMPT = "Once upon a time, there was a little"
@@ -194,7 +194,7 @@ def _view(given: Given, args: argparse.Namespace) -> View:
     try:
         from rich.console import Console
 
-        from vdiff_grpc.live import FLASH_S, LiveView
+        from vdiff_grpc.cli.live import FLASH_S, LiveView
     except ModuleNotFoundError:
         raise CommandError(
             "colours need rich: pip install 'vdiff-grpc[server]' or 'rich', or use --plain"

@@ -20,8 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vdiff_grpc import v1
-from vdiff_grpc.client.canvas import Canvas, OutputCanvas
-from vdiff_grpc.terminal import (
+from vdiff_grpc.cli.terminal import (
     AFTER_END,
     NEWLINE,
     Given,
@@ -33,6 +32,7 @@ from vdiff_grpc.terminal import (
     printable,
     summary,
 )
+from vdiff_grpc.client.canvas import Canvas, OutputCanvas
 
 # About as wide as a token, so that the text moves little while it fills in.
 MASK = " ░░░"

@@ -1,0 +1,1 @@
+"""The command line: `vdiff-grpc serve | run | demo | generate | watch`."""
