@@ -18,274 +18,29 @@ from training.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, EOT_ID, USER_ID
 
 SEPARATOR = "<|endoftext|>"
 HELD_OUT_REAL, HELD_OUT_SAMPLED = 100, 300
-DIGITS = 8
-NOUNS = frozenset(
-    [
-        "dog",
-        "cat",
-        "bird",
-        "fish",
-        "frog",
-        "rabbit",
-        "bunny",
-        "bear",
-        "mouse",
-        "duck",
-        "pig",
-        "cow",
-        "horse",
-        "lion",
-        "tiger",
-        "monkey",
-        "elephant",
-        "fox",
-        "owl",
-        "bee",
-        "ant",
-        "spider",
-        "turtle",
-        "snake",
-        "butterfly",
-        "squirrel",
-        "sheep",
-        "goat",
-        "chicken",
-        "puppy",
-        "kitten",
-        "wolf",
-        "dragon",
-        "fairy",
-        "witch",
-        "king",
-        "queen",
-        "prince",
-        "princess",
-        "knight",
-        "pirate",
-        "robot",
-        "monster",
-        "ghost",
-        "wizard",
-        "ball",
-        "doll",
-        "car",
-        "truck",
-        "train",
-        "plane",
-        "boat",
-        "ship",
-        "bike",
-        "kite",
-        "balloon",
-        "toy",
-        "block",
-        "puzzle",
-        "book",
-        "box",
-        "bag",
-        "hat",
-        "coat",
-        "shoe",
-        "dress",
-        "sock",
-        "scarf",
-        "ring",
-        "necklace",
-        "crown",
-        "key",
-        "lock",
-        "door",
-        "window",
-        "lamp",
-        "candle",
-        "clock",
-        "bell",
-        "drum",
-        "guitar",
-        "piano",
-        "song",
-        "picture",
-        "painting",
-        "pencil",
-        "crayon",
-        "letter",
-        "map",
-        "flag",
-        "rope",
-        "stick",
-        "rock",
-        "stone",
-        "leaf",
-        "flower",
-        "tree",
-        "bush",
-        "garden",
-        "grass",
-        "river",
-        "lake",
-        "pond",
-        "sea",
-        "beach",
-        "island",
-        "mountain",
-        "hill",
-        "cave",
-        "forest",
-        "farm",
-        "park",
-        "zoo",
-        "school",
-        "house",
-        "castle",
-        "tower",
-        "bridge",
-        "road",
-        "street",
-        "shop",
-        "store",
-        "kitchen",
-        "room",
-        "bed",
-        "table",
-        "chair",
-        "mirror",
-        "blanket",
-        "pillow",
-        "cake",
-        "cookie",
-        "pie",
-        "apple",
-        "banana",
-        "orange",
-        "pear",
-        "carrot",
-        "potato",
-        "soup",
-        "sandwich",
-        "pizza",
-        "candy",
-        "bread",
-        "cheese",
-        "egg",
-        "milk",
-        "juice",
-        "cup",
-        "bowl",
-        "plate",
-        "spoon",
-        "sun",
-        "moon",
-        "star",
-        "cloud",
-        "rainbow",
-        "storm",
-        "snow",
-        "snowman",
-        "wind",
-        "boy",
-        "girl",
-        "farmer",
-        "teacher",
-        "doctor",
-        "baby",
-        "friend",
-        "brother",
-        "sister",
-        "grandma",
-        "grandpa",
-        "nest",
-        "tent",
-        "hammer",
-        "bucket",
-        "ladder",
-        "swing",
-        "slide",
-        "well",
-        "jar",
-        "button",
-        "vase",
-        "airplane",
-        "helicopter",
-        "rocket",
-        "bus",
-        "wagon",
-        "sled",
-        "camera",
-        "basket",
-        "treasure",
-        "coin",
-        "gift",
-        "present",
-        "party",
-        "race",
-        "game",
-    ]
-)
-STOP = frozenset(
-    [
-        "the",
-        "and",
-        "was",
-        "for",
-        "that",
-        "with",
-        "had",
-        "said",
-        "her",
-        "his",
-        "she",
-        "him",
-        "they",
-        "them",
-        "you",
-        "but",
-        "not",
-        "all",
-        "one",
-        "day",
-        "very",
-        "big",
-        "are",
-        "were",
-        "who",
-        "have",
-        "has",
-        "can",
-        "did",
-        "get",
-        "got",
-        "let",
-        "now",
-        "out",
-        "then",
-        "there",
-        "when",
-        "what",
-        "why",
-        "how",
-        "from",
-        "into",
-        "some",
-        "its",
-        "too",
-        "yes",
-        "will",
-        "would",
-        "could",
-        "your",
-        "our",
-        "this",
-        "off",
-        "does",
-        "went",
-        "made",
-        "more",
-        "saw",
-        "may",
-        "any",
-        "own",
-    ]
-)
+DIGITS, TOP = 8, 2  # digits of a task instance; the largest of them after the first
+NOUN_TEXT = """
+dog cat bird fish frog rabbit bunny bear mouse duck pig cow horse lion tiger monkey elephant fox
+owl bee ant spider turtle snake butterfly squirrel sheep goat chicken puppy kitten wolf dragon
+fairy witch king queen prince princess knight pirate robot monster ghost wizard ball doll car truck
+train plane boat ship bike kite balloon toy block puzzle book box bag hat coat shoe dress sock
+scarf ring necklace crown key lock door window lamp candle clock bell drum guitar piano song
+picture painting pencil crayon letter map flag rope stick rock stone leaf flower tree bush garden
+grass river lake pond sea beach island mountain hill cave forest farm park zoo school house castle
+tower bridge road street shop store kitchen room bed table chair mirror blanket pillow cake cookie
+pie apple banana orange pear carrot potato soup sandwich pizza candy bread cheese egg milk juice
+cup bowl plate spoon sun moon star cloud rainbow storm snow snowman wind boy girl farmer teacher
+doctor baby friend brother sister grandma grandpa nest tent hammer bucket ladder swing slide well
+jar button vase airplane helicopter rocket bus wagon sled camera basket treasure coin gift present
+party race game
+"""
+STOP_TEXT = """
+the and was for that with had said her his she him they them you but not all one day very big are
+were who have has can did get got let now out then there when what why how from into some its too
+yes will would could your our this off does went made more saw may any own
+"""
+NOUNS = frozenset(NOUN_TEXT.split())
+STOP = frozenset(STOP_TEXT.split())
 STORY_ASKS = (
     "Tell me a story about {x}.",
     "Write a short story about {x}.",
@@ -398,7 +153,7 @@ def held_out(digits: Sequence[int]) -> bool:
     return sum(x * (i + 1) for i, x in enumerate(digits)) % 20 == 7
 
 
-def draw_digits(rng: random.Random, want_held_out: bool, top: int = 9) -> list[int]:
+def draw_digits(rng: random.Random, want_held_out: bool, top: int = TOP) -> list[int]:
     """Digits of a task instance on the wanted side of the rule, all but the first up to `top`."""
     while True:
         digits = [rng.randrange(10)] + [rng.randrange(top + 1) for _ in range(DIGITS - 1)]
@@ -455,7 +210,6 @@ class Mixture:
     ) -> None:
         self.rng = random.Random(seed)
         self.tok = tok
-        self.easy = 1.0
         stories = read_stories(folder)
         self.definitions = read_definitions(folder, stories)
         if cache is not None and cache.exists():
@@ -514,12 +268,10 @@ class Mixture:
     def task(self) -> Row:
         """A running-totals instance outside the held-out rule.
 
-        A sum modulo ten of uniform digits says nothing to who sees one of its terms only, which
-        makes a plateau; instances of small digits lead the way into it.
+        A sum says little to who sees one of its terms only, which makes a plateau; instances of
+        still smaller digits lead the way into it.
         """
-        top = 9
-        if self.rng.random() < self.easy:
-            top = self.rng.choice((0, 1, 1, 2, 2, 3, 3, 3))
+        top = self.rng.choice((0, 1, 1, TOP, TOP, TOP, TOP, TOP, TOP, TOP))
         ask, reply = task_text(draw_digits(self.rng, False, top))
         return self.chat(ask, self.encode(reply), "task")
 

@@ -172,9 +172,8 @@ class Trainer:
         self.elapsed, self.step, self.tokens = state["clock"]
         self.log = state["log"]
 
-    def draw(self, part: float) -> tuple[Batch, Batch]:
+    def draw(self) -> tuple[Batch, Batch]:
         """A main batch and a small one of definitions and task rows."""
-        self.mix.easy = min(1.0, max(0.2, 1 - 5 * (part - self.args.hard_from)))
         length = self.pick.choices([x for x, _ in LENGTHS], [w for _, w in LENGTHS])[0]
         rows = max(4, self.args.batch_tokens // length)
         main = make_batch(self.mix, rows, length, MAIN_SHARES)
@@ -191,7 +190,7 @@ class Trainer:
         a, b, c = (x * (1 - late) + y * late for x, y in zip(FORMS_EARLY, FORMS_LATE, strict=True))
         forms = (a, b, c)
         losses: list[float] = []
-        for batch, weight, skew in zip(self.draw(part), (0.75, 0.25), (1.0, 2.0), strict=True):
+        for batch, weight, skew in zip(self.draw(), (0.7, 0.3), (1.0, 2.0), strict=True):
             if self.shape.causal:
                 ex = causal_batch(batch)
             else:
@@ -251,10 +250,9 @@ def main() -> None:
     p.add_argument("--minutes", type=float, required=True)
     p.add_argument("--causal", action="store_true", help="train the autoregressive twin")
     p.add_argument("--layers", type=int, default=6)
-    p.add_argument("--batch-tokens", type=int, default=3072)
-    p.add_argument("--short-tokens", type=int, default=768)
-    p.add_argument("--task-share", type=float, default=0.35)
-    p.add_argument("--hard-from", type=float, default=0.5, help="when easy tasks make way")
+    p.add_argument("--batch-tokens", type=int, default=2048)
+    p.add_argument("--short-tokens", type=int, default=1024)
+    p.add_argument("--task-share", type=float, default=0.6)
     p.add_argument("--muon-lr", type=float, default=0.02)
     p.add_argument("--adam-lr", type=float, default=3e-3)
     p.add_argument("--adam-only", action="store_true")

@@ -64,7 +64,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": TokensPrompt(())}, "token_ids.ids", "empty"),
     ({"prompt": TokensPrompt((1, 97))}, "token_ids.ids[1]", "(97) is not in the vocabulary of 97"),
     ({"prompt": TokensPrompt((1, 96))}, "token_ids.ids", "mask token (id 96)"),
-    ({"prompt": TokensPrompt((1,) * 128)}, "sampling.max_new_tokens", "(128 - 128 prompt tokens)"),
+    ({"prompt": TokensPrompt((1,) * 128)}, "token_ids.ids", "(128 tokens) leaves no room"),
     ({"prompt": TextPrompt("hello")}, "text", "no tokenizer"),
     ({"prompt": ChatPrompt((ChatMessage("user", "hi"),))}, "chat", "no chat template"),
     ({"prompt": ChatPrompt(())}, "chat.messages", "empty"),

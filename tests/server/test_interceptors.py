@@ -59,7 +59,7 @@ async def test_a_fault_leaves_as_an_id_that_finds_it_in_the_log(
 
 
 def fields_of(records: list[logging.LogRecord], name: str) -> dict[str, object]:
-    [fields] = [r.fields for r in records if getattr(r, "fields", {}).get("id") == name]
+    [fields] = [r.fields for r in records if getattr(r, "fields", {}).get("request_id") == name]
     return fields
 
 
@@ -100,7 +100,11 @@ def test_log_lines_are_text_or_json() -> None:
             "tokens": 3,
         }.items() <= line.items()
         logs.configure("text", "warning")
-        assert logger.handlers[0].format(record).endswith('INFO two words id="r1 code=OK" tokens=3')
+        assert (
+            logger.handlers[0]
+            .format(record)
+            .endswith('INFO vdiff_grpc.x two words id="r1 code=OK" tokens=3')
+        )
         assert not logger.isEnabledFor(logging.INFO)
     finally:
         logger.handlers[:], logger.level, logger.propagate = before

@@ -85,7 +85,8 @@ def test_a_stop_string_ends_the_text_before_it(demo: RunningServer) -> None:
 @pytest.mark.parametrize(
     ("spec", "field", "words"),
     [
-        (asked(text="word " * 2000), "sampling.max_new_tokens", "prompt tokens"),
+        (asked(text="word " * 600), "text", "leaves no room"),
+        (asked(text="word " * 200_000), "text", "at least"),
         (
             asked(sampling={"stop": v1.StopCriteria(strings=[""])}),
             "sampling.stop.strings[0]",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from vdiff_grpc.engine.prompts import Violations, lay_out
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
+    ChatPrompt,
     ConfidenceThreshold,
     EngineConfig,
     EngineLimits,
@@ -28,6 +29,8 @@ from vdiff_grpc.engine.types import (
     Span,
     SpanKind,
     Strategy,
+    TextPrompt,
+    TokensPrompt,
 )
 
 _T = TypeVar("_T")
@@ -107,15 +110,19 @@ def resolve(
     given = len(canvas) - num_new
     room = limits.max_canvas_tokens - given
     if num_new > room:
-        if infill or asked.max_new_tokens is not None or room < 1:
-            field = "infill.segments" if infill else "sampling.max_new_tokens"
-            what = "the holes' length" if infill else "max_new_tokens"
+        if room < 1 and not infill:
             bad.add(
-                field,
-                f"{what} ({num_new}) exceeds the model's limit "
-                f"({limits.max_canvas_tokens} - {given} prompt tokens)",
+                _prompt_field(request.prompt),
+                f"the prompt ({given} tokens) leaves no room to generate within the model's "
+                f"limit ({limits.max_canvas_tokens})",
             )
-            bad.raise_if_any()
+        elif infill or asked.max_new_tokens is not None:
+            bad.add(
+                "infill.segments" if infill else "sampling.max_new_tokens",
+                f"{'the length of all holes' if infill else 'max_new_tokens'} ({num_new}) exceeds "
+                f"the model's limit ({limits.max_canvas_tokens} - {given} prompt tokens)",
+            )
+        bad.raise_if_any()
         # the default gives way to a long prompt
         canvas, spans = lay_out(request.prompt, info, tokenizer, room, bad)
         num_new = room
@@ -188,6 +195,18 @@ def output_seed(seed: int, index: int) -> int:
 
 def _or(value: _T | None, default: _T) -> _T:
     return default if value is None else value
+
+
+def _prompt_field(prompt: Prompt) -> str:
+    match prompt:
+        case TextPrompt():
+            return "text"
+        case TokensPrompt():
+            return "token_ids.ids"
+        case ChatPrompt():
+            return "chat.messages"
+        case InfillPrompt():
+            return "infill.segments"
 
 
 def _check_sampling(
