@@ -165,7 +165,8 @@ class Evaluation:
         prompts = [self.chat(a) for a, _ in pairs]
         result: dict[str, object] = {"instances": count, "temperature": 0}
         for per_step in (1, 2, 4, 8):
-            out = generate(self.net, prompts, NEW_TOKENS, 0.0, per_step=per_step)
+            room = NEW_TOKENS if per_step == 1 else 32
+            out = generate(self.net, prompts, room, 0.0, per_step=per_step)
             right = [
                 self.text(r) == want and r[-1] in ENDS
                 for r, (_, want) in zip(out, pairs, strict=True)

@@ -108,9 +108,10 @@ class LiveView:
         if not last and now - self._last_frame < self._frame_s:
             return
         self._last_frame = now
-        self._live.update(self._frame(now, whole=last), refresh=True)
+        self._live.update(self.frame(now, whole=last), refresh=True)
 
-    def _frame(self, now: float, whole: bool) -> RenderableType:
+    def frame(self, now: float, whole: bool) -> RenderableType:
+        """All outputs as they stand at `now` (time.monotonic()); uncut when `whole`."""
         width = min(self._console.width, MAX_WIDTH)
         num_outputs = len(self.canvas.outputs)
         # Each output: two borders, a blank line, two of figures. One stays for the cursor.

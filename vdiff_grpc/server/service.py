@@ -52,7 +52,7 @@ class GenerationService(v1.GenerationServiceServicer):
             async for event in stream:
                 if isinstance(event, types.Finished):
                     _note(call, event)
-                yield replies.stream_response(info, stream.request, event)
+                yield replies.stream_response(stream.request, event)
 
     async def _submit(
         self,

@@ -29,8 +29,9 @@ _Said = TypeVar("_Said")
 class Supervisor:
     """Owns the worker.
 
-    configure: run first in the engine's process. on_step: every StepReport. on_lost: the engine has ended, with why. on_change: `state` or
-    `detail` is another. An engine that never became READY is not started again: see `failed`.
+    configure: run first in the engine's process. on_step: every StepReport. on_lost: the engine
+    has ended, with why. on_change: `state` or `detail` is another. An engine that never became
+    READY is not started again: see `failed`.
     """
 
     def __init__(

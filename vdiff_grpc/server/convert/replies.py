@@ -17,7 +17,7 @@ def generate_response(
         model_revision=info.revision,
         outputs=[_output(output) for output in finished.outputs],
         usage=_usage(request, finished),
-        metrics=_metrics(info, request, finished),
+        metrics=_metrics(finished),
         resolved=_resolved(request.params),
     )
 
@@ -45,7 +45,7 @@ def started(info: types.ModelInfo, request: types.ResolvedRequest) -> v1.StreamG
 
 
 def stream_response(
-    info: types.ModelInfo, request: types.ResolvedRequest, event: types.Event
+    request: types.ResolvedRequest, event: types.Event
 ) -> v1.StreamGenerateResponse:
     match event:
         case types.StepUpdate():
@@ -64,7 +64,7 @@ def stream_response(
             finished = v1.Finished(
                 ends=[_end(output) for output in event.outputs],
                 usage=_usage(request, event),
-                metrics=_metrics(info, request, event),
+                metrics=_metrics(event),
             )
             return v1.StreamGenerateResponse(finished=finished)
         case types.Failed():
@@ -129,7 +129,7 @@ def statistics(counters: types.Statistics, num_refused: int) -> v1.Statistics:
         completion_tokens=counters.completion_tokens,
         forward_passes=counters.forward_passes,
         engine_steps=counters.engine_steps,
-        tokens_per_forward=_ratio(counters.committed_tokens, counters.forward_passes),
+        tokens_per_forward=_ratio(counters.completion_tokens, counters.forward_passes),
     )
 
 
@@ -211,16 +211,12 @@ def _usage(request: types.ResolvedRequest, finished: types.Finished) -> v1.Usage
     )
 
 
-def _metrics(
-    info: types.ModelInfo, request: types.ResolvedRequest, finished: types.Finished
-) -> v1.Metrics:
+def _metrics(finished: types.Finished) -> v1.Metrics:
     outputs = finished.outputs
     forward_passes = sum(output.forward_passes for output in outputs)
-    num_open = len(request.canvas) - request.num_prompt_tokens
-    num_committed = sum(num_open - output.canvas.count(info.mask_token_id) for output in outputs)
     return v1.Metrics(
         forward_passes=forward_passes,
-        tokens_per_forward=_ratio(num_committed, forward_passes),
+        tokens_per_forward=_ratio(sum(len(o.tokens.ids) for o in outputs), forward_passes),
         steps=sum(output.steps for output in outputs),
         blocks=sum(output.blocks for output in outputs),
         remasked=sum(output.remasked for output in outputs),
