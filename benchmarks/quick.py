@@ -97,7 +97,9 @@ def measure(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
 def _bare_forward_ms(engine: Engine) -> float:
     """Body and head of the rows that run now, on tensors that already lie on the device."""
     model = engine.model
-    packed = pack(engine.scheduler.running, model.shift, engine.info.mask_token_id)
+    packed = pack(
+        engine.scheduler.running, model.shift, engine.info.mask_token_id, engine.runner.fill
+    )
     tensors = [
         torch.from_numpy(values).to(model.device)
         for values in (packed.token_ids, packed.position_ids, packed.head)

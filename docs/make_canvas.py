@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import time
 from pathlib import Path
 
@@ -44,8 +45,10 @@ def main() -> None:
             if event.HasField("step_update") and step in arguments.show:
                 picture.print(view.frame(time.monotonic(), whole=True))
         view.close()
-    out = Path(__file__).with_name("canvas.svg")
-    out.write_text(picture.export_svg(title='vdiff-grpc watch "…"'), encoding="utf-8")
+    svg = picture.export_svg(title=f'vdiff-grpc watch "{arguments.prompt}"')
+    # rich names a font on a CDN; the viewer's own monospace font does
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    Path(__file__).with_name("canvas.svg").write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

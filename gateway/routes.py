@@ -29,6 +29,7 @@ _T = TypeVar("_T")
 
 # A client that stalls must not hold its place for ever.
 _BODY_TIMEOUT_S = 60
+_MAX_CALLS = 32  # of one request's list of prompts
 _SHUTTING_DOWN = "the gateway is shutting down"
 
 
@@ -73,11 +74,15 @@ class GenerationEndpoint:
     async def _generate(self, job: Job, metadata: Metadata) -> Any:
         upstream = self._gate.upstream
 
+        # A long list takes its turn; all at once it could be more than the server has places for.
+        at_once = asyncio.Semaphore(_MAX_CALLS)
+
         async def ask(prompt_index: int, spec: v1.GenerationSpec) -> v1.GenerateResponse:
             try:
-                reply: v1.GenerateResponse = await upstream.generation.Generate(
-                    v1.GenerateRequest(spec=spec), timeout=upstream.timeout_s, metadata=metadata
-                )
+                async with at_once:
+                    reply: v1.GenerateResponse = await upstream.generation.Generate(
+                        v1.GenerateRequest(spec=spec), timeout=upstream.timeout_s, metadata=metadata
+                    )
             except grpc.aio.AioRpcError as error:
                 raise _api_error(error, job, prompt_index) from None
             return reply

@@ -24,6 +24,14 @@ def test_without_flags_the_embedded_model_is_served_on_loopback() -> None:
     assert options.model_path.endswith("vdiff_grpc/assets/demo")
 
 
+def test_everything_the_engine_can_be_told_is_an_option() -> None:
+    options = {option.name for option in fields(ServerConfig)}
+    engines = {option.name for option in fields(EngineConfig)}
+    assert engines - options == {"model_path", "served_names"}
+    changed = ServerConfig(batch_invariant=True, threads=3, max_n=2).engine_config()
+    assert (changed.batch_invariant, changed.threads, changed.max_n) == (True, 3, 2)
+
+
 def test_every_flag_is_a_variable_too() -> None:
     values = {"str": "x", "int": "7", "float": "7", "bool": "off", "tuple": "a,b"}
     special = {"device": "cuda:1", "dtype": "float16", "log_format": "json", "log_level": "debug"}
@@ -31,6 +39,8 @@ def test_every_flag_is_a_variable_too() -> None:
         text = special.get(option.name, values[type(option.default).__name__])
         if option.name == "max_message_bytes":
             text = "4096"
+        if option.default is False:
+            text = "on"
         by_flag = read(f"--{option.name.replace('_', '-')}", text)
         by_variable = read(**{f"VDIFF_{option.name.upper()}": text})
         assert by_flag == by_variable != ServerConfig(), option.name

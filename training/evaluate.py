@@ -116,12 +116,10 @@ class Evaluation:
             "held_out_repeated_4grams": repeated([a + b for a, b in own]),
         }
         for temperature in temperatures:
-            for per_step in self.args.story_per_step:
-                replies = generate(
-                    self.net, prompts, NEW_TOKENS, temperature, per_step=per_step, seed=11
-                )
+            for block in self.args.story_blocks:
+                replies = generate(self.net, prompts, NEW_TOKENS, temperature, block, seed=11)
                 pairs = [(h, self.text(r)) for h, r in zip(heads, replies, strict=True)]
-                out[f"temperature {temperature}, {per_step} per forward"] = {
+                out[f"temperature {temperature}, blocks of {block}"] = {
                     "perplexity": judge.perplexity(pairs),
                     "repeated_4grams": repeated([a + b for a, b in pairs]),
                     "ended": sum(r[-1] in ENDS for r in replies) / count,
@@ -243,7 +241,7 @@ def main() -> None:
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--temperature", type=float, default=0.5, help="of replies and gaps")
     p.add_argument("--temperatures", type=float, nargs="*", default=[0.3, 0.5, 0.7])
-    p.add_argument("--story-per-step", type=int, nargs="*", default=[1])
+    p.add_argument("--story-blocks", type=int, nargs="*", default=[32])
     p.add_argument("--samples", type=int, default=64)
     p.add_argument("--instances", type=int, default=200)
     p.add_argument("--draws", type=int, default=64)

@@ -76,14 +76,19 @@ class ServerConfig:
         _ENGINE.dtype, "numbers of the weights", "auto", "float32", "bfloat16", "float16"
     )
     threads: int = _option(_ENGINE.threads, "CPU threads of the model; 0: one per core")
+    batch_invariant: bool = _option(
+        _ENGINE.batch_invariant,
+        "compute every step in one constant shape, max_step_tokens: what keeps answers bit-equal "
+        "in any company on a GPU (on or off)",
+    )
     max_running_rows: int = _option(
         _ENGINE.max_running_rows, "rows (one per answer) that share a denoising step", minimum=1
     )
     max_waiting_rows: int = _option(
-        _ENGINE.max_waiting_rows, "rows that may wait for a place; more are refused"
+        _ENGINE.max_waiting_rows, "rows taken in beyond max_running_rows, to wait; more are refused"
     )
     max_step_tokens: int = _option(
-        _ENGINE.max_step_tokens, "canvas tokens in one forward pass", minimum=1
+        _ENGINE.max_step_tokens, "canvas tokens in one forward pass", minimum=2
     )
     max_canvas_tokens: int = _option(
         _ENGINE.max_canvas_tokens, "prompt and generated tokens of a row; 0: the model's limit"
@@ -135,6 +140,7 @@ class ServerConfig:
             device=self.device,
             dtype=self.dtype,
             threads=self.threads,
+            batch_invariant=self.batch_invariant,
             max_running_rows=self.max_running_rows,
             max_waiting_rows=self.max_waiting_rows,
             max_step_tokens=self.max_step_tokens,

@@ -10,7 +10,15 @@ import pytest
 from tests.engine.tools import add, finished, run_all, tiny_engine
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.packing import PackedStep
-from vdiff_grpc.engine.types import Failed, Finished, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import (
+    Failed,
+    Finished,
+    Hole,
+    InfillPrompt,
+    Request,
+    RequestParams,
+    TokensPrompt,
+)
 from vdiff_grpc.engine.validation import resolve
 from vdiff_grpc.errors import DeadlineError, EngineFaultError, QueueFullError
 
@@ -63,14 +71,11 @@ def test_tokens_per_step_are_limited_and_nobody_starves() -> None:
 def test_a_request_whose_time_is_over_ends_within_one_step() -> None:
     engine = tiny_engine(max_running_rows=1)
     resolved = resolve(request(50), engine.info, engine.limits, None)
-    engine.add(1, dataclasses.replace(resolved, deadline_ns=time.monotonic_ns() + 20_000_000))
+    engine.add(1, dataclasses.replace(resolved, deadline_ns=None))
     engine.add(2, dataclasses.replace(resolved, deadline_ns=time.monotonic_ns()))  # waits
     add(engine, 3, request(1))
     assert [(key, type(event.error)) for key, event in engine.step()] == [(2, DeadlineError)]  # type: ignore[union-attr]
-    while (resolved_deadline := engine._open[1].request.deadline_ns) and (
-        time.monotonic_ns() < resolved_deadline
-    ):
-        engine.step()
+    engine._open[1].request = dataclasses.replace(resolved, deadline_ns=time.monotonic_ns())
     before = engine.statistics.forward_passes
     events = dict(engine.step())
     assert isinstance(events[1], Failed)
@@ -109,6 +114,29 @@ def test_an_exception_in_a_step_fails_its_requests_and_not_the_engine(
     engine.runner.forward = forward  # type: ignore[method-assign]
     add(engine, 2, request(4))
     assert isinstance(finished(run_all(engine)[2]), Finished)
+
+
+def test_an_exception_while_committing_fails_one_request_and_not_its_neighbour() -> None:
+    engine = tiny_engine()
+    add(engine, 1, request(4))
+    expected = finished(run_all(engine)[1]).outputs[0].canvas
+    add(engine, 2, request(4))
+    add(engine, 3, request(4))
+
+    def broken(*_: object) -> None:
+        raise RuntimeError
+
+    engine._open[2].sequences[0].commit = broken  # type: ignore[method-assign]
+    events = run_all(engine)
+    assert isinstance(events[2][0], Failed)
+    assert finished(events[3]).outputs[0].canvas == expected
+
+
+def test_a_templates_holes_are_told_one_by_one_and_a_continuation_has_none() -> None:
+    engine = tiny_engine()
+    template = InfillPrompt(((1, 2), Hole(3)))
+    assert engine.generate(Request(template)).outputs[0].hole_texts == ("",)
+    assert engine.generate(request(3)).outputs[0].hole_texts == ()
 
 
 def test_guided_steps_count_two_forward_passes() -> None:

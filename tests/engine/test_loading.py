@@ -110,6 +110,18 @@ def test_an_unusable_device_is_named() -> None:
         loader.load(str(TINY), "cuda:99")
 
 
+def test_auto_prefers_cuda_then_mps_then_the_cpu() -> None:
+    expected = "cpu"
+    if torch.backends.mps.is_available():
+        expected = "mps"
+    if torch.cuda.is_available():
+        expected = "cuda"
+    device = loader.choose_device("auto")
+    assert device.type == expected
+    kind = torch.bfloat16 if expected == "cuda" else torch.float32
+    assert loader.choose_dtype("auto", device) is kind
+
+
 def test_bfloat16_loads() -> None:
     model = loader.load(str(TINY), "cpu", "bfloat16")
     assert model.dtype is torch.bfloat16

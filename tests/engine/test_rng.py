@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from vdiff_grpc.engine import rng
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows, Purpose
 
 CPU = torch.device("cpu")
@@ -50,6 +52,15 @@ def test_draws_are_exponential_and_finite() -> None:
     assert (draws > 0).all()
     assert abs(draws.mean() - 1) < 5e-3
     assert abs(draws.var() - 1) < 5 * 8**0.5 / 1000
+
+
+def test_the_highest_hash_is_finite_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 rounds the highest of 2^32 hashes up to 1, whose logarithm would be infinite."""
+    monkeypatch.setattr(rng, "_lowbias32_", lambda x: x.fill_(-1))
+    drawn = CounterNoise().token_exponentials(rows(2), 3, CPU)
+    assert torch.isfinite(drawn).all()
+    monkeypatch.setattr(rng, "_lowbias32_", lambda x: x.fill_(0))
+    assert (CounterNoise().token_exponentials(rows(2), 3, CPU) > 0).all()
 
 
 def test_gumbel_argmax_follows_the_softmax() -> None:

@@ -48,6 +48,13 @@ def test_bytes_of_half_a_character_at_the_end_are_dropped_from_the_text_only() -
     assert text.end == TextEnd(FinishReason.LENGTH, None)
 
 
+def test_a_token_after_broken_bytes_stands_behind_their_replacement() -> None:
+    text = stream(5)
+    feed(text, b"ab\xc3c\x80")
+    assert text.text == "ab\ufffdc\ufffd"
+    assert text.tokens.text_offsets == (0, 1, 2, 3, 4)
+
+
 def test_a_possible_stop_string_is_held_back_until_it_is_none() -> None:
     text = stream(20, stops=("STOP",))
     assert [c.text for c in feed(text, b"aSTO")] == ["a"]

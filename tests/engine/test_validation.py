@@ -23,7 +23,7 @@ from vdiff_grpc.engine.types import (
     TokensPrompt,
 )
 from vdiff_grpc.engine.validation import limits_for, output_seed, resolve
-from vdiff_grpc.errors import InvalidRequestError
+from vdiff_grpc.errors import CheckpointError, InvalidRequestError
 
 INFO = describe(str(TINY))
 LIMITS = limits_for(EngineConfig(str(TINY), max_step_tokens=150), INFO)
@@ -58,6 +58,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"strategy": ConfidenceThreshold(0.0)}, "diffusion.confidence_threshold.threshold", "(0) is not in (0, 1]"),
     ({"strategy": ConfidenceThreshold(float("nan"))}, "diffusion.confidence_threshold.threshold", "(nan)"),
     ({"stop_token_ids": (97,)}, "sampling.stop.token_ids[0]", "(97)"),
+    ({"stop_token_ids": (96,)}, "sampling.stop.token_ids[0]", "(96) is the mask token"),
+    ({"stop_token_ids": (95,), "ignore_eos": True}, "sampling.stop.token_ids[0]", "ignore_eos"),
     ({"stop_token_ids": tuple(range(17))}, "sampling.stop.token_ids", "17 token ids; the limit is 16"),
     ({"stop_strings": ("",)}, "sampling.stop.strings[0]", "0 characters"),
     ({"stop_strings": ("x" * 257,)}, "sampling.stop.strings[0]", "257 characters"),
@@ -85,6 +87,16 @@ def test_what_is_wrong_is_refused_by_field_value_and_limit(
     found = {v.field: v.description for v in caught.value.violations}
     assert field in found
     assert words in found[field]
+
+
+def test_a_stride_of_nothing_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match=r"stride \(0\) must be at least 1"):
+        resolve(Request(PROMPT, stride=0), INFO, LIMITS, None)
+
+
+def test_a_canvas_without_room_is_the_operators_error() -> None:
+    with pytest.raises(CheckpointError, match=r"max_canvas_tokens \(1\)"):
+        limits_for(EngineConfig(str(TINY), max_canvas_tokens=1), INFO)
 
 
 def test_all_violations_are_told_at_once() -> None:

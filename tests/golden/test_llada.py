@@ -56,7 +56,13 @@ class FedNoise(CounterNoise):
 
 @pytest.mark.parametrize("checkpoint", ["tiny-llada", "tiny-llada-tied"])
 def test_logits_equal_the_reference_modelling_code(checkpoint: str) -> None:
-    model = loader.load(str(GOLDEN / checkpoint), "cpu", "float32")
+    check_logits(checkpoint)
+
+
+def check_logits(
+    checkpoint: str, device: str = "cpu", dtype: str = "float32", atol: float = 1e-4
+) -> None:
+    model = loader.load(str(GOLDEN / checkpoint), device, dtype)
     recorded = load_file(GOLDEN / "llada_logits.safetensors")
     names = [
         n.removesuffix(".ids")
@@ -68,13 +74,13 @@ def test_logits_equal_the_reference_modelling_code(checkpoint: str) -> None:
     lengths = [len(canvas) for canvas in canvases]
     layout = AttentionLayout.of_lengths(lengths, [MaskRule.FULL] * len(lengths))
     logits = model.logits(
-        torch.cat(canvases),
-        torch.cat([torch.arange(length) for length in lengths]),
+        torch.cat(canvases).to(device),
+        torch.cat([torch.arange(length) for length in lengths]).to(device),
         layout,
-        torch.arange(sum(lengths)),
-    )
+        torch.arange(sum(lengths)).to(device),
+    ).cpu()
     for name, ours in zip(names, logits.split(lengths), strict=True):
-        torch.testing.assert_close(ours, recorded[f"{name}.logits"], atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours, recorded[f"{name}.logits"], atol=atol, rtol=0)
 
 
 def check_case(

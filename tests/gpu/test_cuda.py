@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from tests.engine.test_company import check_company
-from tests.golden.test_llada import LLADA_CASES, check_case, llada_params
+from tests.golden.test_llada import (
+    LLADA_CASES,
+    THRESHOLD_CASES,
+    check_case,
+    check_logits,
+    llada_params,
+    threshold_params,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -19,6 +26,18 @@ pytestmark = [
 @pytest.mark.parametrize("case", LLADA_CASES)
 def test_float32_commits_what_llada_generate_commits(case: dict[str, Any]) -> None:
     check_case(case, llada_params(case), device="cuda", atol=1e-3)
+
+
+@pytest.mark.parametrize("case", THRESHOLD_CASES)
+def test_float32_commits_what_fast_dllm_commits(case: dict[str, Any]) -> None:
+    check_case(case, threshold_params(case), device="cuda", atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-3), ("bfloat16", 0.25)])
+@pytest.mark.parametrize("checkpoint", ["tiny-llada", "tiny-llada-tied"])
+def test_logits_are_the_references(checkpoint: str, dtype: str, atol: float) -> None:
+    """bfloat16 keeps 8 bits: its greedy choices may differ, its logits may not by much."""
+    check_logits(checkpoint, device="cuda", dtype=dtype, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -186,7 +186,7 @@ class LiveView:
                 f"step {output.step + 1}{steps}",
                 f"block {output.block + 1}/{num_blocks(started)}",
                 count(passes, "forward pass", "forward passes"),
-                f"{filled / passes if passes else 0:.2f} tokens per forward",
+                f"{filled / passes if passes else 0:.2f} filled per forward",
             )
         )
         bar_width = 24

@@ -114,7 +114,13 @@ class Engine:
         except Exception:
             return events + self._fail(rows)
         for commit in commits:
-            events += self._apply(commit)
+            key = commit.sequence.key
+            if key not in self._open:
+                continue  # another of its rows has failed in this step
+            try:
+                events += self._apply(commit)
+            except Exception:
+                events += self._fail([commit.sequence])
         self._count(
             engine_steps=1,
             forward_passes=sum(row.num_variants for row in rows),
@@ -139,7 +145,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Runs the shapes that a first user would otherwise pay for."""
-        prompt = self.info.end_token_ids[:1] or (0,)
+        prompt = (next(i for i in range(2) if i != self.info.mask_token_id),)
         longest = min(self.limits.default_max_new_tokens, self.limits.max_canvas_tokens - 1)
         for temperature in (0.0, 1.0):
             params = RequestParams(
@@ -189,7 +195,11 @@ class Engine:
         arrival = opened.request.arrival_ns
         outputs = tuple(sequence.output() for sequence in opened.sequences)
         firsts = [s.first_commit_ns for s in opened.sequences if s.first_commit_ns]
-        self._count(requests_finished=1, completion_tokens=sum(len(o.tokens.ids) for o in outputs))
+        self._count(
+            requests_finished=1,
+            completion_tokens=sum(len(o.tokens.ids) for o in outputs),
+            finished_forward_passes=sum(o.forward_passes for o in outputs),
+        )
         return Finished(
             outputs=outputs,
             queue_time_ns=opened.started_ns - arrival,

@@ -85,6 +85,7 @@ class CounterNoise:
         # x read as unsigned h: u = (h + 1/2) / 2^32 in (0, 1). -ln(1 - u) keeps its precision
         # where it is small, which is the end that decides an argmax.
         u = x.to(torch.float32).add_(x < 0, alpha=2.0**32).add_(0.5).mul_(2.0**-32)
+        u.clamp_(max=1 - 2.0**-24)  # the highest h round up to 1
         return u.neg_().log1p_().neg_()
 
     def order_uniforms(self, rows: NoiseRows) -> npt.NDArray[np.float32]:

@@ -62,6 +62,7 @@ class Runner:
         count = packed.num_candidates
         if len(packed.guided):
             guide_(logits, self._guidance(packed))
+            logits = logits[: max(count, self.fill.min_head)]
         normaliser = logits.logsumexp(dim=-1)
         without_end = self._to_device(packed.without_end())
         ban_(logits, self._banned_ids, self._end_ids, without_end)
@@ -139,8 +140,10 @@ class Runner:
         )
 
     def _order(self, packed: PackedStep) -> Tensor:
-        everyone = np.arange(packed.num_candidates)
-        return self._to_device(self.noise.order_uniforms(packed.noise_rows(everyone)))
+        count = packed.num_candidates
+        if not any(RULES[type(s.params.strategy)].draws_order(s) for s in packed.sequences):
+            return torch.zeros(count, device=self.model.device)
+        return self._to_device(self.noise.order_uniforms(packed.noise_rows(np.arange(count))))
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.model.device, non_blocking=True)

@@ -18,6 +18,7 @@ from vdiff_grpc.engine.attention import MaskRule
 from vdiff_grpc.engine.text import TextStream
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
+    AttentionPattern,
     CanvasSnapshot,
     ModelInfo,
     Output,
@@ -29,6 +30,12 @@ from vdiff_grpc.engine.types import (
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+
+
+_MASK_RULES = {
+    AttentionPattern.FULL: MaskRule.FULL,
+    AttentionPattern.CAUSAL: MaskRule.CAUSAL,
+}
 
 
 class State(enum.IntEnum):
@@ -81,6 +88,7 @@ class Sequence:
         self.index = index
         self.seed = request.seeds[index]
         self.mask_token_id = info.mask_token_id
+        self.mask_rule = _MASK_RULES[info.attention]
         self.ids: Ints = np.array(request.canvas, dtype=np.int64)
         self.position_ids: Ints = np.arange(len(self.ids), dtype=np.int64)
         self.state = np.repeat(
@@ -101,7 +109,6 @@ class Sequence:
         )
         self.step = 0
         self.forward_passes = 0
-        self.num_committed = 0
         self.num_remasked = 0
         self.first_commit_ns = 0
         self.block = 0
@@ -134,11 +141,11 @@ class Sequence:
     def plan(self) -> ForwardPlan:
         """Logits are wanted for the active block's masked positions only."""
         wanted = self.masked_in_block()
-        variants = [Variant(self.ids, self.position_ids, MaskRule.FULL, wanted)]
+        variants = [Variant(self.ids, self.position_ids, self.mask_rule, wanted)]
         if self.params.cfg_scale > 0:
             blind = self.ids.copy()
             blind[self.state <= State.FROZEN] = self.mask_token_id
-            variants.append(Variant(blind, self.position_ids, MaskRule.FULL, wanted))
+            variants.append(Variant(blind, self.position_ids, self.mask_rule, wanted))
         return ForwardPlan(tuple(variants))
 
     def scheduled_commits(self) -> int:
@@ -159,7 +166,6 @@ class Sequence:
         self.commit_steps[positions] = self.step
         if len(positions) and not self.first_commit_ns:
             self.first_commit_ns = time.monotonic_ns()
-        self.num_committed += len(positions)
         self.forward_passes += self.num_variants
         self._push_text()
 
@@ -201,14 +207,13 @@ class Sequence:
         end = self.text.end
         assert end is not None, "an output is taken when the sequence is finished"
         holes = sum(s.kind is SpanKind.HOLE for s in self.request.spans)
-        frozen = any(s.kind is SpanKind.FROZEN for s in self.request.spans)
         texts = (*self.text.hole_texts, *[""] * (holes - len(self.text.hole_texts)))
         return Output(
             index=self.index,
             seed=self.seed,
             text=self.text.text,
             tokens=self.text.tokens,
-            hole_texts=texts if frozen or holes > 1 else (),
+            hole_texts=texts if self.request.is_template else (),
             finish_reason=end.reason,
             stop=end.stop,
             forward_passes=self.forward_passes,

@@ -69,7 +69,7 @@ class TextStream:
             self.end = TextEnd(FinishReason.STOP, token)
             return
         data = self.tokenizer.token_bytes(token) if self.tokenizer else b""
-        offset = len(self._seen)
+        offset = len(self._seen) + self._broken_before(data)
         self._waiting.append(_Column(token, position, step, confidence, data, offset))
         before = len(self._seen)
         self._seen += self._decoder.decode(data)
@@ -101,18 +101,24 @@ class TextStream:
         self.end = TextEnd(FinishReason.STOP, stop)
         return True
 
+    def _broken_before(self, data: bytes) -> int:
+        """Characters that stand for bytes which turn out to be no beginning of this token's."""
+        pending = self._decoder.getstate()[0]
+        if not pending or not data or 0x80 <= data[0] <= 0xBF:
+            return 0
+        return len(pending.decode("utf-8", "replace"))
+
     def _held_back(self) -> int:
         """Characters at the end that may be the head of a stop string."""
-        tail = self._seen[self._hole_begin :]
-        return max(
-            (
-                size
-                for stop in self.stop_strings
-                for size in range(min(len(stop) - 1, len(tail)), 0, -1)
-                if tail.endswith(stop[:size])
-            ),
-            default=0,
-        )
+        if not self.stop_strings:
+            return 0
+        longest = max(map(len, self.stop_strings)) - 1
+        begin = max(self._hole_begin, len(self._seen) - longest)
+        for at in range(begin, len(self._seen)):
+            head = self._seen[at:]
+            if any(stop.startswith(head) for stop in self.stop_strings):
+                return len(head)
+        return 0
 
     def _finish_hole(self) -> None:
         """All of the hole's text is certain now. Bytes of half a character are dropped."""

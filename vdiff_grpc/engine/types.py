@@ -152,6 +152,7 @@ class ResolvedRequest:
     canvas: token ids of every position, the mask id in holes.
     spans: cover the canvas in order, without gaps.
     seeds: one per output.
+    is_template: the caller gave text after a hole, or holes: each hole's text is told.
     arrival_ns, deadline_ns: time.monotonic_ns(); one clock for all processes of a machine.
     """
 
@@ -160,6 +161,7 @@ class ResolvedRequest:
     spans: tuple[Span, ...]
     params: SamplingParams
     seeds: tuple[int, ...]
+    is_template: bool
     granularity: Granularity
     stride: int
     arrival_ns: int
@@ -252,7 +254,7 @@ class Output:
     seed: int
     text: str
     tokens: Tokens
-    hole_texts: tuple[str, ...]  # empty unless the canvas has frozen spans
+    hole_texts: tuple[str, ...]  # empty unless the request was a template
     finish_reason: FinishReason
     stop: str | int | None  # the stop string, or the end token's id
     forward_passes: int
@@ -347,6 +349,7 @@ class Statistics:
     completion_tokens: int = 0
     committed_tokens: int = 0
     forward_passes: int = 0
+    finished_forward_passes: int = 0  # of the requests whose tokens completion_tokens counts
     engine_steps: int = 0
 
 

@@ -32,6 +32,7 @@ from vdiff_grpc.engine.types import (
     TextPrompt,
     TokensPrompt,
 )
+from vdiff_grpc.errors import CheckpointError
 
 _T = TypeVar("_T")
 
@@ -48,6 +49,10 @@ def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
     canvas = min(info.max_positions, config.max_step_tokens)
     if config.max_canvas_tokens:
         canvas = min(canvas, config.max_canvas_tokens)
+    if canvas < 2:
+        raise CheckpointError(
+            f"max_canvas_tokens ({canvas}) leaves no room for a prompt and an answer; 2 at least"
+        )
     return EngineLimits(
         max_canvas_tokens=canvas,
         max_new_tokens=canvas,
@@ -91,7 +96,10 @@ def resolve(
     """
     bad = Violations()
     asked, base = request.params, defaults(info, limits)
+    if request.stride < 1:
+        bad.add("options.stride", f"stride ({request.stride}) must be at least 1")
     _check_sampling(asked, info, limits, bad)
+    _check_stop_ids(asked, info, tokenizer, bad)
     if asked.stop_strings and tokenizer is None:
         bad.add("sampling.stop.strings", f"stop strings: the model {info.name} has no tokenizer")
     infill = isinstance(request.prompt, InfillPrompt)
@@ -165,6 +173,8 @@ def resolve(
             strategy=strategy,
         ),
         seeds=tuple(output_seed(seed, index) for index in range(n)),
+        is_template=infill
+        or (isinstance(request.prompt, TextPrompt) and request.prompt.suffix is not None),
         granularity=request.granularity,
         stride=request.stride,
         arrival_ns=arrival,
@@ -263,12 +273,24 @@ def _check_stops(asked: RequestParams, info: ModelInfo, bad: Violations) -> None
             "sampling.stop.token_ids",
             f"stop has {len(asked.stop_token_ids)} token ids; the limit is {MAX_STOPS}",
         )
+
+
+def _check_stop_ids(
+    asked: RequestParams, info: ModelInfo, tokenizer: Tokenizer | None, bad: Violations
+) -> None:
+    """A stop token that is never generated would be accepted and ignored."""
     for index, token in enumerate(asked.stop_token_ids):
+        why = ""
         if not 0 <= token < info.vocab_size:
-            bad.add(
-                f"sampling.stop.token_ids[{index}]",
-                f"stop token id ({token}) is not in the vocabulary of {info.vocab_size}",
-            )
+            why = f"is not in the vocabulary of {info.vocab_size}"
+        elif token == info.mask_token_id:
+            why = "is the mask token, which is never generated"
+        elif tokenizer is not None and token not in tokenizer.defined_ids:
+            why = "is defined by no token of the tokenizer"
+        elif asked.ignore_eos and token in info.end_token_ids:
+            why = "is an end token, which ignore_eos keeps from being generated"
+        if why:
+            bad.add(f"sampling.stop.token_ids[{index}]", f"stop token id ({token}) {why}")
 
 
 def _resolve_strategy(asked: Strategy | None, info: ModelInfo, bad: Violations) -> Strategy:

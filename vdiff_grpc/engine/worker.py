@@ -103,7 +103,7 @@ def _apply(engine: Engine, command: Command, events: list[tuple[int, Event]]) ->
 
 
 class EngineThread:
-    """The loop in a thread of this process."""
+    """The loop in a thread of this process, whose logging it shares: `configure` is not called."""
 
     def __init__(
         self,

@@ -37,6 +37,7 @@ from vdiff_grpc.server.supervisor import EngineKind, Supervisor
 logger = logging.getLogger(__name__)
 
 _MAX_RETRY_AFTER_S = 30.0
+_MAX_ENCODING = 64
 _T = TypeVar("_T")
 
 
@@ -75,6 +76,7 @@ class AsyncEngine:
         self._streams: dict[int, RequestStream] = {}
         self._next_key = 0
         self._outstanding_rows = 0
+        self._num_encoding = 0
         self._former = Statistics()  # of engines that have ended
         self._present = Statistics()
         self._mean_service_s = 1.0
@@ -200,9 +202,20 @@ class AsyncEngine:
         return stream
 
     async def encode(self, prompt: Prompt) -> tuple[list[int], list[Span]]:
-        """A prompt's tokens, the mask id in a template's holes. Raises InvalidRequestError."""
+        """A prompt's tokens, the mask id in a template's holes.
+
+        Raises InvalidRequestError, or QueueFullError: it shares its threads with admission.
+        """
         model = self._known_model()
-        return await self._in_thread(validation.encode_prompt, prompt, model.info, model.tokenizer)
+        if self._num_encoding >= _MAX_ENCODING:
+            raise QueueFullError(f"{_MAX_ENCODING} prompts are being counted already", 0.1)
+        self._num_encoding += 1
+        try:
+            return await self._in_thread(
+                validation.encode_prompt, prompt, model.info, model.tokenizer
+            )
+        finally:
+            self._num_encoding -= 1
 
     # --- inside -------------------------------------------------------------
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib import metadata
+from typing import TypeVar
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from vdiff_grpc import v1
@@ -23,6 +25,8 @@ from vdiff_grpc.server.request_stream import RequestStream
 
 # Beyond this, decoding could hold up the event loop for more than a millisecond.
 _LARGE_BYTES = 64 * 1024
+
+_T = TypeVar("_T")
 
 VERSION = metadata.version("vdiff-grpc")
 
@@ -64,11 +68,9 @@ class GenerationService(v1.GenerationServiceServicer):
         call.model = spec.model or self._engine.names[0]
         _refuse_other_models(self._engine, spec.model)
         with requests.located("spec"):
-            arguments = (spec, call.request_id, granularity, stride)
-            if spec.ByteSize() > _LARGE_BYTES:
-                request = await asyncio.to_thread(requests.request_of, *arguments)
-            else:
-                request = requests.request_of(*arguments)
+            request = await _converted(
+                requests.request_of, spec, call.request_id, granularity, stride
+            )
             return await self._engine.submit(request, call.deadline_ns)
 
 
@@ -116,8 +118,16 @@ class ModelService(v1.ModelServiceServicer):
         self, request: v1.CountTokensRequest, call: Call
     ) -> v1.CountTokensResponse:
         _refuse_other_models(self._engine, request.model)
-        ids, spans = await self._engine.encode(requests.prompt_of(request))
+        prompt = await _converted(requests.prompt_of, request)
+        ids, spans = await self._engine.encode(prompt)
         return replies.count_tokens_response(ids, spans)
+
+
+async def _converted(convert: Callable[..., _T], message: Message, *more: object) -> _T:
+    """Off the event loop when the message is large."""
+    if message.ByteSize() > _LARGE_BYTES:
+        return await asyncio.to_thread(convert, message, *more)
+    return convert(message, *more)
 
 
 def _refuse_other_models(engine: AsyncEngine, model: str) -> None:

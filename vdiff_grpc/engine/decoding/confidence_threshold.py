@@ -20,6 +20,9 @@ class ConfidenceThresholdRule:
 
     name = "confidence_threshold"
 
+    def draws_order(self, row: Sequence) -> bool:
+        return False
+
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
         return [[_threshold(row)] for row in rows]
 

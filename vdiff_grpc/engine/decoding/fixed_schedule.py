@@ -21,6 +21,9 @@ class FixedScheduleRule:
 
     name = "fixed_schedule"
 
+    def draws_order(self, row: Sequence) -> bool:
+        return _is_random(row)
+
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
         return [[row.scheduled_commits(), _is_random(row)] for row in rows]
 

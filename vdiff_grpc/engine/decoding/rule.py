@@ -18,7 +18,7 @@ class Candidates:
 
     Sorted by row, and within a row by canvas position.
     confidence: probability of the drawn token, untempered, float32.
-    order: uniforms in [0, 1), for rules that choose at random.
+    order: uniforms in [0, 1) for the rows whose rule says `draws_order`; else of no meaning.
     """
 
     token_ids: Tensor
@@ -60,6 +60,10 @@ class Rule(Protocol):
     @property
     def name(self) -> str:
         """The case of the contract's `strategy`."""
+        ...
+
+    def draws_order(self, row: Sequence) -> bool:
+        """Whether this row's choice needs Candidates.order."""
         ...
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:

@@ -129,7 +129,7 @@ def statistics(counters: types.Statistics, num_refused: int) -> v1.Statistics:
         completion_tokens=counters.completion_tokens,
         forward_passes=counters.forward_passes,
         engine_steps=counters.engine_steps,
-        tokens_per_forward=_ratio(counters.completion_tokens, counters.forward_passes),
+        tokens_per_forward=_ratio(counters.completion_tokens, counters.finished_forward_passes),
     )
 
 

@@ -1,0 +1,104 @@
+"""Tokens to bytes, for each kind of decoder; chat templates; what is special."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as RustTokenizer
+
+from vdiff_grpc.engine.text import TextStream
+from vdiff_grpc.engine.tokenizer import Tokenizer
+from vdiff_grpc.engine.types import ChatMessage
+from vdiff_grpc.errors import CheckpointError
+
+USER = ChatMessage("user", "hi")
+
+
+def save(folder: Path, rust: RustTokenizer, **config: object) -> Tokenizer:
+    rust.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer.load(str(folder))
+    assert tokenizer is not None
+    return tokenizer
+
+
+def byte_level() -> RustTokenizer:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    rust = RustTokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rust.decoder = decoders.ByteLevel()
+    rust.add_special_tokens([AddedToken("<|s|>", special=True), AddedToken("<|t|>", special=True)])
+    return rust
+
+
+def test_byte_level_tokens_are_their_bytes(tmp_path: Path) -> None:
+    tokenizer = save(tmp_path, byte_level())
+    text = "Ünï €😀\n\x00~"
+    ids = tokenizer.encode(text)
+    assert b"".join(tokenizer.token_bytes(i) for i in ids) == text.encode()
+    assert len(ids) == len(text.encode())
+
+
+def test_sentencepiece_tokens_have_their_space_and_byte_fallbacks(tmp_path: Path) -> None:
+    rust = RustTokenizer(models.BPE({"▁the": 0, "<0xE2>": 1, "re": 2}, [], byte_fallback=True))
+    rust.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    tokenizer = save(tmp_path, rust)
+    assert [tokenizer.token_bytes(i) for i in range(3)] == [b" the", b"\xe2", b"re"]
+
+
+def test_wordpiece_tokens_join_where_they_say(tmp_path: Path) -> None:
+    rust = RustTokenizer(models.WordPiece({"[UNK]": 0, "play": 1, "##ing": 2}, unk_token="[UNK]"))
+    rust.decoder = decoders.WordPiece()
+    tokenizer = save(tmp_path, rust)
+    assert [tokenizer.token_bytes(i) for i in (1, 2)] == [b" play", b"ing"]
+
+
+def test_special_tokens_have_no_text_but_a_name_to_show(tmp_path: Path) -> None:
+    tokenizer = save(tmp_path, byte_level())
+    [special] = tokenizer.encode("<|s|>")
+    assert tokenizer.token_bytes(special) == b""
+    assert tokenizer.token_text(special) == "<|s|>"
+    text = TextStream(0, tokenizer, (), frozenset(), (3,))
+    for position, token in enumerate([*tokenizer.encode("a"), special, *tokenizer.encode("b")]):
+        text.push(token, position, 0, 1.0)
+    assert text.text == "ab"
+    assert len(text.tokens.ids) == 3
+
+
+def test_ids_beyond_the_vocabulary_are_undefined_and_empty(tmp_path: Path) -> None:
+    tokenizer = save(tmp_path, byte_level())
+    assert tokenizer.token_bytes(5000) == b""
+    assert 5000 not in tokenizer.defined_ids
+
+
+def test_a_chat_template_comes_from_config_or_file(tmp_path: Path) -> None:
+    template = "{{ eos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}"
+    tokenizer = save(tmp_path, byte_level(), chat_template=template, eos_token="<|s|>")
+    assert tokenizer.encode_chat([USER]) == tokenizer.encode("<|s|>user:hi")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    tokenizer = save(tmp_path, byte_level(), chat_template=template)
+    assert tokenizer.encode_chat([USER]) == tokenizer.encode("hi!")
+
+
+def test_a_template_that_refuses_says_so(tmp_path: Path) -> None:
+    template = "{{ raise_exception('no ' + messages[0].role) }}"
+    tokenizer = save(tmp_path, byte_level(), chat_template=template)
+    with pytest.raises(ValueError, match="no user"):
+        tokenizer.encode_chat([USER])
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox(tmp_path: Path) -> None:
+    template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    tokenizer = save(tmp_path, byte_level(), chat_template=template)
+    with pytest.raises(ValueError, match="refuses"):
+        tokenizer.encode_chat([USER])
+
+
+def test_without_a_tokenizer_there_is_none_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    assert Tokenizer.load(str(tmp_path)) is None
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: is no tokenizer"):
+        Tokenizer.load(str(tmp_path))
