@@ -16,7 +16,15 @@ from tokenizers import Tokenizer
 
 from training.layout import llada_config, llama_config, load_published, published
 from training.model import Network, Shape
-from training.tokenizer import BOS_ID, EOS_ID, EOT_ID, MASK_ID, save_tokenizer
+from training.tokenizer import (
+    ASSISTANT_ID,
+    BOS_ID,
+    EOS_ID,
+    EOT_ID,
+    MASK_ID,
+    USER_ID,
+    save_tokenizer,
+)
 
 LOG_POINTS = 300
 
@@ -45,6 +53,7 @@ def generation_config(shape: Shape, temperature: float) -> dict[str, object]:
         "pad_token_id": EOS_ID,
         "do_sample": True,
         "temperature": temperature,
+        "suppress_tokens": [BOS_ID, USER_ID, ASSISTANT_ID],
     }
     if not shape.causal:
         out["mask_token_id"] = MASK_ID
@@ -119,7 +128,7 @@ def main() -> None:
     p.add_argument("--checkpoint", type=Path, required=True)
     p.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json")
     p.add_argument("--out", type=Path, required=True)
-    p.add_argument("--temperature", type=float, default=0.5)
+    p.add_argument("--temperature", type=float, default=0.7)
     p.add_argument("--check", action="store_true", help="compare logits with transformers' Llama")
     args = p.parse_args()
     export(args.checkpoint, args.tokenizer, args.out, args.temperature)

@@ -20,7 +20,8 @@ EOS, BOS, MASK, EOT, USER, ASSISTANT = (
 SPECIALS = [EOS, BOS, MASK, EOT, USER, ASSISTANT]
 EOS_ID, BOS_ID, MASK_ID, EOT_ID, USER_ID, ASSISTANT_ID = range(6)
 
-# A system message has no token of its own: it is put in front of the next user's words.
+# A system message has no token of its own: it is put in front of the next user's words, and is a
+# turn of the user's where none follow.
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
     "{%- set ns = namespace(system='') -%}"
@@ -34,6 +35,7 @@ CHAT_TEMPLATE = (
     "{%- set ns.system = '' -%}"
     "{%- endif -%}"
     "{%- endfor -%}"
+    "{%- if ns.system -%}{{ '<|user|>' + (ns.system | trim) }}{%- endif -%}"
     "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
 )
 

@@ -39,7 +39,9 @@ def resolved(n: int = 1) -> ResolvedRequest:
     )
     spans = (Span(SpanKind.PROMPT, 1), Span(SpanKind.HOLE, LENGTH))
     canvas = (7, *[MASK] * LENGTH)
-    return ResolvedRequest("r", canvas, spans, params, tuple(range(n)), Granularity.STEPS, 1, 0)
+    return ResolvedRequest(
+        "r", canvas, spans, params, tuple(range(n)), False, Granularity.STEPS, 1, 0
+    )
 
 
 def opened(n: int = 1, max_pending: int = 4) -> tuple[RequestStream, list[RequestStream]]:

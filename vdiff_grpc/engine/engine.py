@@ -246,12 +246,12 @@ class Engine:
         )
 
     def _banned_ids(self) -> list[int]:
-        """The mask, and ids for which neither config nor tokenizer has a token."""
+        """The mask, ids that the checkpoint suppresses, and ids that stand for no token."""
         width = self.model.vocab_width
         defined = set(range(self.info.vocab_size))
         if self.tokenizer is not None:
             defined &= self.tokenizer.defined_ids
-        defined.discard(self.info.mask_token_id)
+        defined -= {self.info.mask_token_id, *self.info.suppressed_ids}
         return [i for i in range(width) if i not in defined]
 
 

@@ -317,6 +317,7 @@ class ModelInfo:
     supports_infill: bool
     strategies: tuple[str, ...]
     default_temperature: float = 0.0
+    suppressed_ids: tuple[int, ...] = ()  # never generated, by the checkpoint's own word
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,6 +285,8 @@ def _check_stop_ids(
             why = f"is not in the vocabulary of {info.vocab_size}"
         elif token == info.mask_token_id:
             why = "is the mask token, which is never generated"
+        elif token in info.suppressed_ids:
+            why = "is suppressed by the checkpoint's generation config"
         elif tokenizer is not None and token not in tokenizer.defined_ids:
             why = "is defined by no token of the tokenizer"
         elif asked.ignore_eos and token in info.end_token_ids:

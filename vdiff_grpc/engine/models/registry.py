@@ -65,6 +65,7 @@ def describe(path: str, name: str = "") -> ModelInfo:
             supports_infill=family.supports_infill,
             strategies=family.strategies,
             default_temperature=float(generation.get("temperature") or 0.0),
+            suppressed_ids=tuple(int(i) for i in generation.get("suppress_tokens") or ()),
         )
     except KeyError as error:
         raise CheckpointError(
