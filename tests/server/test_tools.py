@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import RunningServer
 
 BUF = Path(sys.executable).with_name("buf")
@@ -19,7 +17,6 @@ def buf_curl(server: RunningServer, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-@pytest.mark.skipif(not BUF.exists(), reason="buf is not installed beside this Python")
 def test_buf_curl_lists_and_calls_the_services_by_reflection(server: RunningServer) -> None:
     methods = buf_curl(server, "--list-methods", f"http://{server.address}")
     assert "vdiff.v1.GenerationService/StreamGenerate" in methods.split()
