@@ -18,17 +18,11 @@ from importlib import resources
 import torch
 
 from benchmarks import report
+from vdiff_grpc.engine.decoding.registry import rule_of
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.packing import pack
-from vdiff_grpc.engine.types import (
-    ConfidenceThreshold,
-    EngineConfig,
-    FixedSchedule,
-    Request,
-    RequestParams,
-    Strategy,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.strategies import ConfidenceThreshold, FixedSchedule, Strategy
+from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams, TokensPrompt
 from vdiff_grpc.engine.validation import resolve
 
 _PROMPT = TokensPrompt(tuple(range(100, 116)))
@@ -97,9 +91,8 @@ def measure(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
 def _bare_forward_ms(engine: Engine) -> float:
     """Body and head of the rows that run now, on tensors that already lie on the device."""
     model = engine.model
-    packed = pack(
-        engine.scheduler.running, model.shift, engine.info.mask_token_id, engine.runner.fill
-    )
+    rows = engine.scheduler.running
+    packed = pack(rows, [rule_of(row).plan(row) for row in rows], 0, engine.runner.fill).tokens
     tensors = [
         torch.from_numpy(values).to(model.device)
         for values in (packed.token_ids, packed.position_ids, packed.head)

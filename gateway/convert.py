@@ -5,7 +5,6 @@ The way back is replies.py.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,22 +19,16 @@ from .openai import (
     COMPLETION_DECODER,
     MAX_PROMPTS,
     CompletionRequest,
-    ConfidenceThreshold,
-    FixedSchedule,
     GenerationFields,
 )
 from .refusals import check_chat, check_completion
+from .strategies import NAMES, set_strategy
 
 _ROLES = {
     "system": v1.ROLE_SYSTEM,
     "developer": v1.ROLE_SYSTEM,
     "user": v1.ROLE_USER,
     "assistant": v1.ROLE_ASSISTANT,
-}
-_REMASKING = {
-    "low_confidence": v1.REMASKING_ORDER_LOW_CONFIDENCE,
-    "random": v1.REMASKING_ORDER_RANDOM,
-    None: v1.REMASKING_ORDER_UNSPECIFIED,
 }
 
 
@@ -44,7 +37,8 @@ class Job:
     """One HTTP request as the gateway works on it.
 
     specs: one per prompt. echoes: the text that stands before each prompt's answers.
-    max_tokens_name: how the client called max_new_tokens.
+    max_tokens_name: how the client called max_new_tokens. top_logprobs: how many of the most
+    likely tokens are told beside each; None when no probabilities are.
     """
 
     kind: Literal["completion", "chat"]
@@ -55,11 +49,12 @@ class Job:
     include_usage: bool
     diffusing: bool
     max_tokens_name: str
+    top_logprobs: int | None
 
     def param(self, prompt_index: int, path: str) -> str | None:
         """The client's name for a field of GenerationSpec."""
         prompt = f"prompt[{prompt_index}]" if self.prompt_is_list else "prompt"
-        return _openai_name(path, self.max_tokens_name, prompt)
+        return _openai_name(path, self.kind, self.max_tokens_name, prompt)
 
     def stream_options(self) -> v1.StreamOptions:
         return v1.StreamOptions(
@@ -88,7 +83,7 @@ def parse_completion(body: bytes) -> Job:
             spec.suffix = request.suffix
         specs.append(spec)
         echoes.append(prompt if request.echo and isinstance(prompt, str) else "")
-    return _job("completion", request, specs, echoes, prompt_is_list)
+    return _job("completion", request, specs, echoes, prompt_is_list, request.logprobs)
 
 
 def parse_chat(body: bytes) -> Job:
@@ -104,7 +99,8 @@ def parse_chat(body: bytes) -> Job:
         if not isinstance(content, str):
             content = "".join(part.text for part in content if isinstance(part.text, str))
         spec.chat.messages.add(role=_ROLES[message.role], content=content)
-    return _job("chat", request, [spec], [""], False)
+    top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    return _job("chat", request, [spec], [""], False, top_logprobs)
 
 
 def _job(
@@ -113,7 +109,11 @@ def _job(
     specs: list[v1.GenerationSpec],
     echoes: list[str],
     prompt_is_list: bool,
+    top_logprobs: int | None,
 ) -> Job:
+    for spec in specs:
+        if top_logprobs:
+            spec.sampling.top_logprobs = top_logprobs
     new_name = request.max_completion_tokens is not None or (
         kind == "chat" and request.max_tokens is None
     )
@@ -126,6 +126,7 @@ def _job(
         include_usage=bool(request.stream_options and request.stream_options.include_usage),
         diffusing=bool(request.diffusing),
         max_tokens_name="max_completion_tokens" if new_name else "max_tokens",
+        top_logprobs=top_logprobs,
     )
 
 
@@ -186,28 +187,15 @@ def _spec(request: GenerationFields) -> v1.GenerationSpec:
         diffusion.block_length = request.block_length
     if request.cfg_scale is not None:
         diffusion.cfg_scale = request.cfg_scale
-    _set_strategy(diffusion, request.strategy)
+    if request.strategy is not None:
+        set_strategy(diffusion, request.strategy)
     return spec
-
-
-def _set_strategy(
-    diffusion: v1.DiffusionParams, strategy: FixedSchedule | ConfidenceThreshold | None
-) -> None:
-    if isinstance(strategy, FixedSchedule):
-        diffusion.fixed_schedule.SetInParent()
-        diffusion.fixed_schedule.remasking = _REMASKING[strategy.remasking]
-    elif isinstance(strategy, ConfidenceThreshold):
-        diffusion.confidence_threshold.SetInParent()
-        if strategy.threshold is not None:
-            diffusion.confidence_threshold.threshold = strategy.threshold
 
 
 # --- names ------------------------------------------------------------------
 
-_STRATEGY = re.compile(r"^diffusion\.(strategy|fixed_schedule|confidence_threshold)(?P<rest>.*)$")
 
-
-def _openai_name(path: str, max_tokens_name: str, prompt_name: str) -> str | None:
+def _openai_name(path: str, kind: str, max_tokens_name: str, prompt_name: str) -> str | None:
     """`sampling.max_new_tokens` -> `max_tokens`; None for what OpenAI's API does not have."""
     path = path.removeprefix("spec.")
     if path.startswith("chat"):
@@ -222,7 +210,9 @@ def _openai_name(path: str, max_tokens_name: str, prompt_name: str) -> str | Non
         return "stop"
     if path == "sampling.max_new_tokens":
         return max_tokens_name
-    if match := _STRATEGY.match(path):
-        return "strategy" + match["rest"]
     section, _, name = path.partition(".")
+    if section == "diffusion" and (case := name.partition(".")[0]) in NAMES:
+        return "strategy" + name.removeprefix(case)
+    if path == "sampling.top_logprobs" and kind == "completion":
+        return "logprobs"
     return name if section in ("sampling", "diffusion") and name else None

@@ -27,6 +27,14 @@ So there are fields that OpenAI's API does not have: `steps`, `block_length`, `s
 `cfg_scale`, and `diffusing`, which shows the canvas as it fills in. They stand at the top level of
 the request, where `extra_body` of the OpenAI clients puts them. `suffix` is real infilling.
 
+`strategy` is an object: its `type`, and the parameters of that type, as in
+`{"type": "klass", "threshold": 0.95}`. Which of them the model knows depends on its attention.
+
+`logprobs` tells the probability of each token in the forward pass that committed it, before
+temperature, top_k and top_p. That pass saw what was filled then, to the left and to the right: the
+product over the tokens is not the probability of the text. A token that has no text of its own is
+shown as `token_id:N`.
+
 Fields that are not listed are accepted and have no effect (`user`, `store`, `metadata`, ...).
 Fields of OpenAI's that would change the answer and are not supported are refused with 400; `param`
 names them.
@@ -109,6 +117,15 @@ _CHAT_EXAMPLES = {
         "value": {
             "messages": [{"role": "user", "content": "Tell me a story about a dog."}],
             "max_completion_tokens": 48,
+        },
+    },
+    "logprobs": {
+        "summary": "With the most likely tokens of every position",
+        "value": {
+            "messages": [{"role": "user", "content": "Tell me a story about a bird."}],
+            "max_completion_tokens": 16,
+            "logprobs": True,
+            "top_logprobs": 2,
         },
     },
     "stream": {

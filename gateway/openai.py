@@ -11,10 +11,13 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from .strategies import Strategy, choices
+
 _UINT32 = 2**32 - 1
 
 Positive = Annotated[int, Meta(ge=1, le=_UINT32)]
 TokenId = Annotated[int, Meta(ge=0, le=_UINT32)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 
 
 def _only(schema: dict[str, Any], description: str) -> Meta:
@@ -22,34 +25,12 @@ def _only(schema: dict[str, Any], description: str) -> Meta:
     return Meta(description=description, extra_json_schema=schema)
 
 
-Remasking = Literal["low_confidence", "random"]
 Role = Literal["system", "developer", "user", "assistant"]
 
 
 class StreamOptions(Struct, kw_only=True):
     include_usage: Annotated[
         bool | None, Meta(description="Send a last chunk with the token counts.")
-    ] = None
-
-
-class FixedSchedule(
-    Struct, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="fixed_schedule"
-):
-    """Unmask an even share of the block at every step (LLaDA)."""
-
-    remasking: Annotated[
-        Remasking | None,
-        Meta(description="Which positions stay masked longest. Default low_confidence."),
-    ] = None
-
-
-class ConfidenceThreshold(
-    Struct, kw_only=True, forbid_unknown_fields=True, tag_field="type", tag="confidence_threshold"
-):
-    """Unmask every prediction at least this confident, and always the best (Fast-dLLM)."""
-
-    threshold: Annotated[
-        Annotated[float, Meta(gt=0, le=1)] | None, Meta(description="Default 0.9.")
     ] = None
 
 
@@ -111,8 +92,8 @@ class GenerationFields(Struct, kw_only=True):
         Meta(description="Classifier-free guidance; 0 is off. Above 0 a step costs two passes."),
     ] = None
     strategy: Annotated[
-        FixedSchedule | ConfidenceThreshold | None,
-        Meta(description="How positions are chosen. Default: the server's."),
+        Strategy | None,
+        Meta(description="How positions are chosen. Default: the model's."),
     ] = None
     diffusing: Annotated[
         bool | None,
@@ -190,7 +171,13 @@ class CompletionRequest(GenerationFields, kw_only=True):
     echo: Annotated[
         bool | None, Meta(description="Put the prompt before the answer. Only for text prompts.")
     ] = None
-    logprobs: Annotated[Any, _only({"enum": [False, None]}, "Not supported.")] = None
+    logprobs: Annotated[
+        TopLogprobs | None,
+        Meta(
+            description="Tell each token's logarithmic probability in the forward pass that "
+            "committed it, and this many of the most likely tokens beside it. Not with echo."
+        ),
+    ] = None
     best_of: Annotated[Any, _only({"type": ["integer", "null"]}, "Only 1 or n.")] = None
 
 
@@ -218,8 +205,17 @@ class ChatRequest(GenerationFields, kw_only=True):
     """POST /v1/chat/completions. Fields that are not listed are accepted and have no effect."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    logprobs: Annotated[Any, _only({"enum": [False, None]}, "Not supported.")] = None
-    top_logprobs: Annotated[Any, _only({"enum": [0, None]}, "Not supported.")] = None
+    logprobs: Annotated[
+        bool | None,
+        Meta(
+            description="Tell each token's logarithmic probability in the forward pass that "
+            "committed it."
+        ),
+    ] = None
+    top_logprobs: Annotated[
+        TopLogprobs | None,
+        Meta(description="With logprobs: this many of the most likely tokens beside each."),
+    ] = None
     tools: Annotated[
         Any,
         _only({"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}, "Not supported."),
@@ -251,11 +247,7 @@ class ChatRequest(GenerationFields, kw_only=True):
 
 
 # For error messages: what a field with few values may be.
-CHOICES = {
-    "role": get_args(Role),
-    "remasking": get_args(Remasking),
-    "type": ("fixed_schedule", "confidence_threshold"),
-}
+CHOICES = {"role": get_args(Role), **choices()}
 
 COMPLETION_DECODER = msgspec.json.Decoder(CompletionRequest)
 CHAT_DECODER = msgspec.json.Decoder(ChatRequest)

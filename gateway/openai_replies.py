@@ -19,11 +19,22 @@ class Usage(Struct, frozen=True):
     total_tokens: int
 
 
+class CompletionLogprobs(Struct, frozen=True):
+    """Parallel columns: one entry per token of the text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: Annotated[
+        list[int], Meta(description="Where the token begins in the answer's text, in characters.")
+    ]
+
+
 class CompletionChoice(Struct, frozen=True):
     index: int
     text: str
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
 
 
 class Completion(Struct, frozen=True):
@@ -36,6 +47,26 @@ class Completion(Struct, frozen=True):
     usage: Usage
 
 
+class TopLogprob(Struct, frozen=True):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(Struct, frozen=True):
+    """A token, and the most likely ones of its position, falling."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Struct, frozen=True):
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class AssistantMessage(Struct, frozen=True):
     role: Literal["assistant"]
     content: str
@@ -46,7 +77,7 @@ class ChatChoice(Struct, frozen=True):
     index: int
     message: AssistantMessage
     finish_reason: FinishReason
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatCompletion(Struct, frozen=True):
@@ -59,8 +90,13 @@ class ChatCompletion(Struct, frozen=True):
     usage: Usage
 
 
+SpanKind = Literal["prompt", "frozen", "hole", "surplus"]
+
+
 class CanvasSpan(Struct, frozen=True):
-    kind: Literal["prompt", "frozen", "hole"]
+    """`surplus` is filled, but no part of the answer."""
+
+    kind: SpanKind
     length: int
 
 
@@ -148,7 +184,7 @@ class ChatChunkChoice(Struct, frozen=True):
     index: int
     delta: Delta
     finish_reason: FinishReason | None = None
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
 
 
 class ChatChunk(Struct, frozen=True):

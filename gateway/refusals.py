@@ -19,7 +19,7 @@ _ABSENT: Callable[[Any], bool] = lambda value: value is None  # noqa: E731
 
 
 def _one_of(*values: Any) -> Callable[[Any], bool]:
-    # `is` for booleans: 0 == False, and logprobs=0 asks for something.
+    # By type too: 0 == False.
     return lambda value: any(value is v or (v == value and type(v) is type(value)) for v in values)
 
 
@@ -37,10 +37,8 @@ _COMMON: tuple[_Rule, ...] = (
         'response_format is not supported other than {"type": "text"}',
     ),
     ("latency_budget_ms", _ABSENT, "latency_budget_ms is not supported"),
-    ("logprobs", _one_of(False, None), "logprobs are not supported"),
 )
 _CHAT: tuple[_Rule, ...] = (
-    ("top_logprobs", _one_of(0, None), "top_logprobs are not supported"),
     ("tools", _EMPTY_LIST, "tools are not supported"),
     ("tool_choice", _one_of("none", "auto", None), "tool_choice is not supported: no tools are"),
     ("functions", _EMPTY_LIST, "functions are not supported"),
@@ -67,6 +65,8 @@ def check_completion(request: CompletionRequest) -> None:
     n = request.n or 1
     if not _one_of(1, n, None)(request.best_of):
         raise unsupported("best_of", "best_of is not supported other than 1 or n")
+    if request.echo and request.logprobs is not None:
+        raise unsupported("logprobs", "logprobs with echo are not supported: a prompt has none")
     if request.echo and not _is_text(request.prompt):
         raise invalid("echo (true) needs text prompts, not token ids", "echo")
     if request.suffix is not None and not _is_text(request.prompt):
@@ -78,6 +78,10 @@ def check_chat(request: ChatRequest) -> None:
     _check(request, _COMMON)
     _check(request, _CHAT)
     _check_generation(request)
+    if request.top_logprobs and not request.logprobs:
+        raise invalid(
+            f"top_logprobs ({request.top_logprobs}) needs logprobs (true)", "top_logprobs"
+        )
     for i, message in enumerate(request.messages):
         _check_message(message, f"messages[{i}]")
 

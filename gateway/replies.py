@@ -10,12 +10,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
 from vdiff_grpc import v1
 
+from . import logprobs
 from . import openai_replies as openai
 from .convert import Job
 from .openai_replies import ChatChunk, CompletionChunk, FinishReason, Usage
@@ -24,10 +24,11 @@ _FINISH_REASONS: dict[int, FinishReason] = {
     v1.FINISH_REASON_STOP: "stop",
     v1.FINISH_REASON_LENGTH: "length",
 }
-_SPAN_KINDS: dict[int, Literal["prompt", "frozen", "hole"]] = {
+_SPAN_KINDS: dict[int, openai.SpanKind] = {
     v1.SPAN_KIND_PROMPT: "prompt",
     v1.SPAN_KIND_FROZEN: "frozen",
     v1.SPAN_KIND_HOLE: "hole",
+    v1.SPAN_KIND_SURPLUS: "surplus",
 }
 _UPDATES: dict[
     int, type[openai.DiffusionUnmask | openai.DiffusionRevise | openai.DiffusionRemask]
@@ -48,6 +49,7 @@ def completion(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.Compl
             index=base + output.index,
             text=echo + output.text,
             finish_reason=_finish_reason(output.end),
+            logprobs=_completion_logprobs(job, output.tokens),
         )
         for base, echo, reply in zip(_bases(replies), job.echoes, replies, strict=True)
         for output in reply.outputs
@@ -63,7 +65,7 @@ def completion(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.Compl
     )
 
 
-def chat(replies: Sequence[v1.GenerateResponse]) -> openai.ChatCompletion:
+def chat(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.ChatCompletion:
     (reply,) = replies
     head = _Head.make("chatcmpl", reply.model, reply.model_revision)
     choices = [
@@ -71,6 +73,7 @@ def chat(replies: Sequence[v1.GenerateResponse]) -> openai.ChatCompletion:
             index=output.index,
             message=openai.AssistantMessage("assistant", output.text),
             finish_reason=_finish_reason(output.end),
+            logprobs=_chat_logprobs(job, output.tokens),
         )
         for output in reply.outputs
     ]
@@ -120,9 +123,11 @@ class ChunkStream(ABC):
         match event.WhichOneof("event"):
             case "committed":
                 committed = event.committed
-                if not committed.text:
+                tokens = committed.tokens
+                # A token may have no text of its own; its probability is told all the same.
+                if not committed.text and (self._job.top_logprobs is None or not tokens.ids):
                     return []
-                return [self._text(base + committed.output_index, committed.text)]
+                return [self._text(base + committed.output_index, committed.text, tokens)]
             case "step_update":
                 index = base + event.step_update.output_index
                 return [self._silent(index, _step(index, event.step_update))]
@@ -151,7 +156,7 @@ class ChunkStream(ABC):
     def _opening(self, index: int, echo: str) -> list[Chunk]: ...
 
     @abstractmethod
-    def _text(self, index: int, text: str) -> Chunk: ...
+    def _text(self, index: int, text: str, tokens: v1.Tokens) -> Chunk: ...
 
     @abstractmethod
     def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk: ...
@@ -169,10 +174,12 @@ class CompletionStream(ChunkStream):
     id_prefix = "cmpl"
 
     def _opening(self, index: int, echo: str) -> list[Chunk]:
-        return [self._text(index, echo)] if echo else []
+        return [self._chunk([openai.CompletionChoice(index, echo)], self._no_usage)] if echo else []
 
-    def _text(self, index: int, text: str) -> Chunk:
-        return self._chunk([openai.CompletionChoice(index, text)], self._no_usage)
+    def _text(self, index: int, text: str, tokens: v1.Tokens) -> Chunk:
+        probabilities = _completion_logprobs(self._job, tokens)
+        choice = openai.CompletionChoice(index, text, None, probabilities)
+        return self._chunk([choice], self._no_usage)
 
     def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk:
         return self._chunk([openai.CompletionChoice(index, "")], self._no_usage, diffusion)
@@ -210,8 +217,10 @@ class ChatStream(ChunkStream):
     def _opening(self, index: int, echo: str) -> list[Chunk]:
         return [self._choice(index, openai.Delta("assistant", ""))]
 
-    def _text(self, index: int, text: str) -> Chunk:
-        return self._choice(index, openai.Delta(content=text))
+    def _text(self, index: int, text: str, tokens: v1.Tokens) -> Chunk:
+        delta = openai.Delta(content=text)
+        choice = openai.ChatChunkChoice(index, delta, None, _chat_logprobs(self._job, tokens))
+        return self._chunk([choice], self._no_usage, UNSET)
 
     def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk:
         return self._choice(index, openai.Delta(), None, diffusion)
@@ -298,6 +307,14 @@ def _bases(replies: Sequence[v1.GenerateResponse]) -> list[int]:
 
 def _finish_reason(end: v1.OutputEnd) -> FinishReason:
     return _FINISH_REASONS.get(end.finish_reason, "stop")
+
+
+def _completion_logprobs(job: Job, tokens: v1.Tokens) -> openai.CompletionLogprobs | None:
+    return None if job.top_logprobs is None else logprobs.of_completion(tokens)
+
+
+def _chat_logprobs(job: Job, tokens: v1.Tokens) -> openai.ChatLogprobs | None:
+    return None if job.top_logprobs is None else logprobs.of_chat(tokens)
 
 
 def _usage(usages: Iterable[v1.Usage]) -> Usage:

@@ -89,7 +89,7 @@ class GenerationEndpoint:
 
         answers = await _all([ask(i, spec) for i, spec in enumerate(job.specs)])
         if job.kind == "chat":
-            return replies.chat(answers)
+            return replies.chat(job, answers)
         return replies.completion(job, answers)
 
     async def _stream(self, job: Job, exchange: Exchange, metadata: Metadata, send: Send) -> None:

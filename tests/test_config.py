@@ -27,7 +27,7 @@ def test_without_flags_the_embedded_model_is_served_on_loopback() -> None:
 def test_everything_the_engine_can_be_told_is_an_option() -> None:
     options = {option.name for option in fields(ServerConfig)}
     engines = {option.name for option in fields(EngineConfig)}
-    assert engines - options == {"model_path", "served_names"}
+    assert engines - options == {"model_path", "aux_model_path", "served_names"}
     changed = ServerConfig(batch_invariant=True, threads=3, max_n=2).engine_config()
     assert (changed.batch_invariant, changed.threads, changed.max_n) == (True, 3, 2)
 
@@ -69,6 +69,16 @@ def test_a_wrong_value_is_named_with_its_source_and_what_is_allowed(
 def test_the_folder_names_the_model_unless_names_are_given() -> None:
     assert read("--model", "/models/llada-8b/").served_names == ("llada-8b",)
     assert read("--served-model-name", "one,two").served_names == ("one", "two")
+
+
+def test_the_embedded_model_has_its_twin_beside_it_unless_told_otherwise() -> None:
+    twin = read().aux_model_path
+    assert twin.endswith("vdiff_grpc/assets/demo/twin")
+    assert read("--aux-model", "none").aux_model_path == ""
+    assert read("--model", "/models/llada-8b").aux_model_path == ""
+    assert read("--model", "/models/llada-8b", "--aux-model", "demo-twin").aux_model_path == twin
+    options = read(VDIFF_AUX_MODEL="/models/small")
+    assert options.engine_config().aux_model_path == "/models/small"
 
 
 def test_the_engine_gets_every_limit() -> None:

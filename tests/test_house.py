@@ -33,11 +33,13 @@ ONLY: dict[str, tuple[str, ...]] = {
 
 # Inside the engine: a file's rank; it imports what has a lower one, or stands in its own folder.
 ENGINE_ORDER = (
-    ("types",),
-    ("rng", "tokenizer", "attention", "messages"),
+    ("strategies", "exact", "caches"),
+    ("types", "attention"),
+    ("rng", "tokenizer", "messages", "columns"),
     ("text", "models", "prompts"),
-    ("validation", "sequence"),
-    ("decoding", "packing", "scheduler"),
+    ("strategy_checks", "sequence"),
+    ("validation", "decoding", "packing", "scheduler", "told"),
+    ("auxiliary",),
     ("runner",),
     ("engine",),
     ("worker",),

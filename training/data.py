@@ -1,4 +1,4 @@
-"""Owns the training mixture: stories, chat about stories, definitions and running totals."""
+"""Owns the training mixture: stories, chat about stories, definitions and the two tasks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from training.tasks import TOP, draw_digits, draw_row, row_ask, row_reply, task_text
 from training.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, EOT_ID, USER_ID
 
 SEPARATOR = "<|endoftext|>"
 HELD_OUT_REAL, HELD_OUT_SAMPLED = 100, 300
-DIGITS, TOP = 8, 2  # digits of a task instance; the largest of them after the first
 NOUN_TEXT = """
 dog cat bird fish frog rabbit bunny bear mouse duck pig cow horse lion tiger monkey elephant fox
 owl bee ant spider turtle snake butterfly squirrel sheep goat chicken puppy kitten wolf dragon
@@ -140,33 +140,6 @@ def read_definitions(folder: Path, stories: Stories, limit: int = 1200) -> list[
     return made[:limit]
 
 
-def totals(digits: Sequence[int]) -> list[int]:
-    """Running sums modulo ten."""
-    out: list[int] = []
-    for x in digits:
-        out.append(((out[-1] if out else 0) + x) % 10)
-    return out
-
-
-def held_out(digits: Sequence[int]) -> bool:
-    """The rule by which instances of the running-totals task are kept for evaluation."""
-    return sum(x * (i + 1) for i, x in enumerate(digits)) % 20 == 7
-
-
-def draw_digits(rng: random.Random, want_held_out: bool, top: int = TOP) -> list[int]:
-    """Digits of a task instance on the wanted side of the rule, all but the first up to `top`."""
-    while True:
-        digits = [rng.randrange(10)] + [rng.randrange(top + 1) for _ in range(DIGITS - 1)]
-        if held_out(digits) == want_held_out:
-            return digits
-
-
-def task_text(digits: Sequence[int]) -> tuple[str, str]:
-    """Request and right reply of a task instance."""
-    ask = "Running totals of " + "".join(map(str, digits)) + "."
-    return ask, "".join(map(str, totals(digits)))
-
-
 @dataclass
 class StoryTokens:
     """One tokenised story: ids without specials, sentence ends, nouns near its beginning."""
@@ -275,23 +248,32 @@ class Mixture:
         ask, reply = task_text(draw_digits(self.rng, False, top))
         return self.chat(ask, self.encode(reply), "task")
 
+    def filling(self) -> Row:
+        """An each-digit-once instance outside the held-out rule, of two to ten holes."""
+        row = draw_row(self.rng, False, self.rng.randint(2, 10))
+        return self.chat(row_ask(row), self.encode(row_reply(row, self.rng)), "filling")
+
     def row(self, shares: Sequence[float], length: int) -> Row:
-        """One row by shares of (story, chat story, definition, task)."""
-        kind = self.rng.choices(range(4), weights=shares)[0]
+        """One row by shares of (story, chat story, definition, running totals, each digit once)."""
+        kind = self.rng.choices(range(len(shares)), weights=shares)[0]
         if kind == 0:
             return self.story()
         if kind == 1:
             return self.chat_story(length)
-        return self.definition() if kind == 2 else self.task()
+        return (self.definition, self.task, self.filling)[kind - 2]()
 
 
 @dataclass
 class Batch:
-    """A rectangle of rows: ids, first maskable position, text length, chat or not."""
+    """A rectangle of rows: ids, first maskable position, text length, whether order is free.
+
+    Free: the reply may be found in any order, so rows are never masked from left to right.
+    """
 
     ids: np.ndarray
     start: np.ndarray
     length: np.ndarray
+    free: np.ndarray
 
 
 def make_batch(mix: Mixture, rows: int, length: int, shares: Sequence[float]) -> Batch:
@@ -299,9 +281,11 @@ def make_batch(mix: Mixture, rows: int, length: int, shares: Sequence[float]) ->
     ids = np.full((rows, length), EOS_ID, dtype=np.int64)
     start = np.ones(rows, dtype=np.int64)
     size = np.zeros(rows, dtype=np.int64)
+    free = np.zeros(rows, dtype=bool)
     for r in range(rows):
         row = mix.row(shares, length)
         n = min(length, len(row.ids))
         ids[r, :n] = row.ids[:n]
         start[r], size[r] = min(row.start, length - 1), n
-    return Batch(ids, start, size)
+        free[r] = row.kind == "filling"
+    return Batch(ids, start, size, free)

@@ -17,15 +17,14 @@ from training.data import (
     HELD_OUT_REAL,
     NOUNS,
     Stories,
-    draw_digits,
     read_definitions,
     read_stories,
-    task_text,
     with_article,
 )
 from training.layout import load_published
 from training.model import Network
 from training.sampler import ENDS, fill, generate, generate_causal
+from training.tasks import HOLES, draw_digits, draw_row, row_ask, row_is_right, task_text
 from training.tokenizer import ASSISTANT_ID, BOS_ID, EOS_ID, MASK_ID, USER_ID
 
 PROMPT_TOKENS = 8
@@ -172,6 +171,24 @@ class Evaluation:
             result[f"exact at {per_step} per forward"] = sum(right) / count
         return result
 
+    def filling(self, count: int) -> dict[str, object]:
+        """Right rows of held-out each-digit-once instances at several tokens per forward."""
+        rng = random.Random(6)
+        result: dict[str, object] = {"instances of each size": count, "temperature": 0}
+        for holes in HOLES:
+            rows = [draw_row(rng, True, holes) for _ in range(count)]
+            prompts = [self.chat(row_ask(row)) for row in rows]
+            figures: dict[str, float] = {}
+            for per_step in (1, 2, 4, 8):
+                out = generate(self.net, prompts, 32, 0.0, per_step=per_step)
+                right = [
+                    row_is_right(row, self.text(reply)) and reply[-1] in ENDS
+                    for row, reply in zip(rows, out, strict=True)
+                ]
+                figures[f"right at {per_step} per forward"] = sum(right) / count
+            result[f"{holes} holes"] = figures
+        return result
+
     @torch.no_grad()
     def bound(self, stories: Sequence[str], draws: int) -> dict[str, float]:
         """LLaDA's Monte Carlo bound: mask exactly l of L tokens, weigh by L / l."""
@@ -246,7 +263,7 @@ def main() -> None:
     p.add_argument("--instances", type=int, default=200)
     p.add_argument("--draws", type=int, default=24)
     p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--parts", default="task,replies,gaps,completions,bits,twin")
+    p.add_argument("--parts", default="task,filling,replies,gaps,completions,bits,twin")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
@@ -264,6 +281,8 @@ def main() -> None:
 
     if "task" in parts:
         put("running_totals", run.task(args.instances))
+    if "filling" in parts:
+        put("each_digit_once", run.filling(args.instances))
     if "replies" in parts:
         put("chat_replies", run.replies(args.temperature))
     if "gaps" in parts:

@@ -52,7 +52,7 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, embed: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """The loss; one buffer serves as logits, probabilities and their gradient."""
-        buf = h @ embed.t()
+        buf = (h @ embed.t()).float()  # a product may be in bfloat16
         top = buf.amax(dim=-1, keepdim=True)
         picked = buf.gather(-1, labels[:, None])
         sums = buf.sub_(top).exp_().sum(dim=-1, keepdim=True)
@@ -60,7 +60,7 @@ class HeadLoss(torch.autograd.Function):
         loss = ((sums.log() + top - picked) * share).sum()
         buf.mul_(share / sums)
         buf.scatter_add_(-1, labels[:, None], -share)
-        ctx.save_for_backward(buf @ embed, buf.t() @ h)
+        ctx.save_for_backward((buf @ embed).to(h.dtype), (buf.t() @ h).to(embed.dtype))
         return loss
 
     @staticmethod

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from training.data import Batch, Mixture, make_batch
+from training.layout import load_published
 from training.model import Network, Shape
 from training.optim import Muon
 from training.tokenizer import MASK_ID
@@ -25,7 +26,10 @@ BLOCK = 32
 # (canvas length, weight) of the main batches and of the batches of short chat rows
 LENGTHS = ((96, 2.0), (128, 3.0), (160, 3.0), (192, 2.5), (256, 1.5), (384, 0.15), (512, 0.15))
 SHORT_LENGTHS = ((32, 3.0), (40, 1.0), (48, 1.0))
-MAIN_SHARES = (0.76, 0.19, 0.025, 0.025)
+# shares of stories, requests for stories, definitions, running totals, each digit once
+MAIN_SHARES = (0.76, 0.19, 0.025, 0.025, 0.0)
+SECOND_MAIN_SHARES = (0.70, 0.17, 0.025, 0.025, 0.08)
+SECOND_SHORT_SHARES = (0.0, 0.0, 0.15, 0.20, 0.65)
 FULL_FILL = 4  # EOS positions after a text that count in full
 FILL_WEIGHT = 0.03
 # shares of the three forms of masking at the beginning of the run and from its half on
@@ -63,7 +67,9 @@ def mask_batch(
     """
     rows, length = batch.ids.shape
     at = np.arange(length)[None, :]
-    ratio = 0.02 + (most - 0.02) * rng.random((rows, 1)) ** skew
+    free = batch.free[:, None]
+    powers = np.where(free, 1.0, skew)
+    ratio = 0.02 + (most - 0.02) * rng.random((rows, 1)) ** powers
     weight = base_weights(batch)
     start = batch.start[:, None].copy()
     plain = batch.start == 1
@@ -83,7 +89,7 @@ def mask_batch(
     masked |= after
     weight = np.where(after, weight * 0.05, weight)
     if skew > 1:  # short replies: half of the rows from left to right, one token at a time
-        chain = (rng.random((rows, 1)) < 0.5) & ~plain[:, None]
+        chain = (rng.random((rows, 1)) < 0.5) & ~plain[:, None] & ~free
         masked = np.where(chain, at >= start + offset, masked)
         weight = np.where(chain & (at > start + offset), weight * 0.05, weight)
     where = np.flatnonzero(masked)
@@ -126,10 +132,14 @@ class Trainer:
         self.shape = Shape(layers=args.layers, causal=args.causal)
         self.net = Network(self.shape)
         tok = Tokenizer.from_file(str(args.tokenizer))
+        if args.begin_with is not None:
+            self.net = load_published(args.begin_with).train()
+            self.shape = self.net.shape
         with torch.no_grad():
             # digits occur alike, so their rows would move as one and hide which digit it is
             digits = [tok.token_to_id(str(d)) for d in range(10)]
-            self.net.embed[digits] = torch.randn(10, self.shape.width) * 0.08
+            if args.begin_with is None:
+                self.net.embed[digits] = torch.randn(10, self.shape.width) * 0.08
         hidden = [self.net.attn, self.net.mlp]
         other = [self.net.embed, self.net.norms]
         self.optims: list[torch.optim.Optimizer]
@@ -176,26 +186,31 @@ class Trainer:
         """A main batch and a small one of definitions and task rows."""
         length = self.pick.choices([x for x, _ in LENGTHS], [w for _, w in LENGTHS])[0]
         rows = max(4, self.args.batch_tokens // length)
-        main = make_batch(self.mix, rows, length, MAIN_SHARES)
+        second = self.args.second_stage
+        main = make_batch(self.mix, rows, length, SECOND_MAIN_SHARES if second else MAIN_SHARES)
         short = self.pick.choices([x for x, _ in SHORT_LENGTHS], [w for _, w in SHORT_LENGTHS])[0]
         share = self.args.task_share
-        shares = (0.0, 0.0, 0.0, 1.0) if short == 32 else (0.0, 0.0, 1 - share, share)
+        shares = SECOND_SHORT_SHARES if second else (0.0, 0.0, 1 - share, share, 0.0)
+        if short == 32:  # too short for definitions
+            shares = (0.0, 0.0, 0.0, *shares[3:])
         rows = max(4, self.args.short_tokens // short)
         return main, make_batch(self.mix, rows, short, shares)
 
     def update(self, part: float) -> tuple[float, float]:
         """One optimiser step; returns the two losses."""
         most = min(1.0, 0.3 + 0.7 * part / self.args.curriculum)
-        late = min(1.0, 2 * part)
+        late = 1.0 if self.args.second_stage else min(1.0, 2 * part)
         a, b, c = (x * (1 - late) + y * late for x, y in zip(FORMS_EARLY, FORMS_LATE, strict=True))
         forms = (a, b, c)
         losses: list[float] = []
-        for batch, weight, skew in zip(self.draw(), (0.7, 0.3), (1.0, 2.0), strict=True):
+        small = self.args.short_weight
+        for batch, weight, skew in zip(self.draw(), (1 - small, small), (1.0, 2.0), strict=True):
             if self.shape.causal:
                 ex = causal_batch(batch)
             else:
                 ex = mask_batch(batch, self.rng, most, forms, skew)
-            loss = self.net.loss(ex.inputs, ex.where, ex.labels, ex.weights)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
+                loss = self.net.loss(ex.inputs, ex.where, ex.labels, ex.weights)
             torch.autograd.backward(loss * weight)
             losses.append(float(loss.detach()))
             self.tokens += batch.ids.size
@@ -248,10 +263,13 @@ def main() -> None:
     p.add_argument("--cache", type=Path, help="where to keep the tokenised stories")
     p.add_argument("--keep", type=float, default=0.5, help="share of stories, simplest first")
     p.add_argument("--minutes", type=float, required=True)
+    p.add_argument("--begin-with", type=Path, help="exported folder whose weights to go on from")
+    p.add_argument("--second-stage", action="store_true", help="mix in the each-digit-once task")
     p.add_argument("--causal", action="store_true", help="train the autoregressive twin")
     p.add_argument("--layers", type=int, default=6)
     p.add_argument("--batch-tokens", type=int, default=2048)
     p.add_argument("--short-tokens", type=int, default=1024)
+    p.add_argument("--short-weight", type=float, default=0.3, help="of the short batch's loss")
     p.add_argument("--task-share", type=float, default=0.6)
     p.add_argument("--muon-lr", type=float, default=0.02)
     p.add_argument("--adam-lr", type=float, default=3e-3)
@@ -262,6 +280,7 @@ def main() -> None:
     p.add_argument("--save-every", type=float, default=180)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--resume", action="store_true")
+    p.add_argument("--bf16", action="store_true", help="matrix products in bfloat16")
     p.add_argument("--seed", type=int, default=1)
     args = p.parse_args()
     torch.set_num_threads(args.threads)

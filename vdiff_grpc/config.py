@@ -20,7 +20,11 @@ from vdiff_grpc.engine.types import EngineConfig
 
 DEMO = "demo"
 DEMO_NAME = "vdiff-demo"
+DEMO_TWIN = "demo-twin"
+AUTO = "auto"
+NONE = "none"
 
+_DEMO_FOLDER = str(resources.files("vdiff_grpc") / "assets" / "demo")
 _ENV_PREFIX = "VDIFF_"
 _ENGINE = EngineConfig(model_path="")
 _UNLIMITED = math.inf
@@ -55,6 +59,13 @@ class ServerConfig:
 
     model: str = _option(
         DEMO, "checkpoint folder, or 'demo' for the embedded model", allowed="'demo' or a path"
+    )
+    aux_model: str = _option(
+        AUTO,
+        "autoregressive model beside it, for the strategy adaptive_parallel: a checkpoint folder, "
+        "'demo-twin' for the embedded one, or 'none'; auto: the embedded one beside the embedded "
+        "model, else none",
+        allowed="'auto', 'demo-twin', 'none' or a path",
     )
     served_model_name: tuple[str, ...] = _option(
         (),
@@ -130,9 +141,14 @@ class ServerConfig:
 
     @property
     def model_path(self) -> str:
-        if self.model == DEMO:
-            return str(resources.files("vdiff_grpc") / "assets" / "demo")
-        return self.model
+        return _DEMO_FOLDER if self.model == DEMO else self.model
+
+    @property
+    def aux_model_path(self) -> str:
+        """Empty: there is none."""
+        if self.aux_model == DEMO_TWIN or (self.aux_model == AUTO and self.model == DEMO):
+            return str(Path(_DEMO_FOLDER) / "twin")
+        return "" if self.aux_model in (AUTO, NONE) else self.aux_model
 
     def engine_config(self) -> EngineConfig:
         return EngineConfig(
@@ -150,6 +166,7 @@ class ServerConfig:
             default_max_new_tokens=self.default_max_new_tokens,
             default_block_length=self.default_block_length,
             served_names=self.served_names,
+            aux_model_path=self.aux_model_path,
         )
 
 

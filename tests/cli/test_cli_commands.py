@@ -51,7 +51,7 @@ def test_generate_passes_every_parameter_on(call) -> None:
         *("--top-p", "0.9", "--top-k", "5", "--seed", "18446744073709551600", "--n", "2"),
         *("--stop", "zzz", "--stop", "yyy", "--stop-token-id", "9", "--ignore-eos"),
         *("--block-length", "4", "--steps", "6", "--cfg-scale", "0.5", "--remasking", "random"),
-        *("--request-id", "mine", "--timeout", "60"),
+        *("--request-id", "mine", "--timeout", "60", "--top-logprobs", "3"),
     )
     assert code == 0
     reply = json.loads(out)
@@ -68,7 +68,10 @@ def test_generate_passes_every_parameter_on(call) -> None:
         "n": 2,
         "stop": {"strings": ["zzz", "yyy"], "token_ids": [9]},
         "ignore_eos": True,
+        "top_logprobs": 3,
     }
+    tops = reply["outputs"][0]["tokens"]["top_tokens"]
+    assert {len(top["ids"]) for top in tops} == {3}
     assert diffusion["block_length"] == 4
     assert diffusion["steps"] == 6
     assert diffusion["cfg_scale"] == 0.5
@@ -86,6 +89,30 @@ def test_generate_takes_chats_suffixes_and_thresholds(call) -> None:
     reply = json.loads(out)
     assert len(reply["outputs"][0]["hole_texts"]) == 1
     assert reply["resolved"]["diffusion"]["confidence_threshold"] == {"threshold": 0.25}
+
+
+def test_any_strategy_can_be_named_with_its_parameters(call) -> None:
+    def resolved(strategy: str) -> dict[str, object]:
+        code, out, _ = call(
+            *("generate", PROMPT, "--json", "--max-new-tokens", "4", "--strategy", strategy)
+        )
+        assert code == 0
+        diffusion: dict[str, object] = json.loads(out)["resolved"]["diffusion"]
+        return diffusion
+
+    assert resolved("klass,threshold=0.5,history=3")["klass"] == {
+        "threshold": 0.5,
+        "kl_threshold": 0.01,
+        "history": 3,
+    }
+    assert resolved("remdm,mode=conf")["remdm"] == {"mode": "REMDM_MODE_CONF"}
+    assert resolved("left_to_right")["left_to_right"] == {}
+
+
+def test_a_strategys_parameter_out_of_its_range_is_the_servers_refusal(call) -> None:
+    code, _, err = call("generate", PROMPT, "--strategy", "klass,threshold=2")
+    assert code == 1
+    assert "threshold (2) is not in [0, 1]" in err
 
 
 def test_several_answers_are_told_apart(call) -> None:
@@ -151,6 +178,11 @@ def test_no_server_is_one_line_that_says_where_and_what_to_do(
         (["generate", PROMPT, "--n", "two"], "invalid whole number value: 'two'"),
         (["generate", PROMPT, "--chat", "--suffix", "x"], "not allowed with"),
         (["generate", PROMPT, "--threshold", "1", "--remasking", "random"], "not allowed with"),
+        (["generate", PROMPT, "--strategy", "wino", "--threshold", "1"], "not allowed with"),
+        (["generate", PROMPT, "--strategy", "greedy"], "strategy (greedy) must be one of"),
+        (["generate", PROMPT, "--strategy", "wino,x=1"], "x is no parameter of wino"),
+        (["generate", PROMPT, "--strategy", "wino,0.5"], "'0.5' is not PARAMETER=VALUE"),
+        (["generate", PROMPT, "--strategy", "klass,history=two"], "history (two)"),
         (["generate"], "prompt"),
         (["watch", PROMPT, "--top", "1"], "--top"),
         (["run", "--port", "many"], "'many' is not allowed"),

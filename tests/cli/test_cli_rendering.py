@@ -15,7 +15,7 @@ from rich.style import Style
 
 from vdiff_grpc import v1
 from vdiff_grpc.cli.live import LiveView, confidence_colour, wrap
-from vdiff_grpc.cli.terminal import Given, PlainView, printable, show
+from vdiff_grpc.cli.terminal import Given, PlainView, num_blocks, printable, show
 
 MASK_ID, END_ID = 2, 0
 GIVEN = Given("The cat", " end", frozenset([END_ID]))
@@ -235,3 +235,24 @@ def test_confidence_goes_from_red_over_yellow_to_green() -> None:
     assert low[0] > 2 * low[1]
     assert abs(middle[0] - middle[1]) < 60
     assert high[1] > high[0]
+
+
+def test_what_lies_beyond_the_answer_is_shown_and_is_no_text() -> None:
+    start = _started()
+    spans = start.started.layout.spans
+    spans[1].length, spans[2].kind = len(TEXTS) - 1, v1.SPAN_KIND_SURPLUS
+    spans[2].length = 2
+    finish = _finish()
+    finish[-1].finished.metrics.remasked = 3
+    finish[-1].finished.metrics.revised = 1
+    out = io.StringIO()
+    view = PlainView(out, GIVEN)
+    for event in (start, _update(0, [0, 1, 2, 3]), _update(1, [7]), *finish):
+        view.apply(event)
+    lines = out.getvalue().splitlines()
+    assert "filled 4/9" in lines[0]
+    assert lines[0].endswith("The cat sat happily." + "░" * 5)
+    assert lines[1].endswith("The cat sat happily.░░░·░"), "beyond the answer: filled, but no text"
+    assert "\nThe cat sat happily.\nHe\n" in out.getvalue()
+    assert "3 masked again · 1 revised · " in out.getvalue()
+    assert num_blocks(start.started) == 3

@@ -124,6 +124,27 @@ def test_committed_alone_fills_the_canvas_and_joins_split_characters() -> None:
     assert output.num_masked == 2
 
 
+def test_what_lies_beyond_the_answer_is_filled_and_is_no_hole() -> None:
+    spans = [
+        v1.CanvasSpan(kind=v1.SPAN_KIND_PROMPT, length=1),
+        v1.CanvasSpan(kind=v1.SPAN_KIND_HOLE, length=2),
+        v1.CanvasSpan(kind=v1.SPAN_KIND_SURPLUS, length=1),
+    ]
+    canvas = Canvas()
+    canvas.apply(started(layout=v1.CanvasLayout(spans=spans, mask_token_id=MASK)))
+    assert (canvas.holes, canvas.num_positions) == ([range(1, 3)], 3)
+    output = canvas.outputs[0]
+    assert output.masked == [False, True, True, True]
+    update = v1.StepUpdate(
+        kind=v1.UPDATE_KIND_UNMASK, positions=[3], token_ids=[30], confidences=[0.9], texts=["x"]
+    )
+    canvas.apply(v1.StreamGenerateResponse(step_update=update))
+    assert (output.num_masked, output.token_ids[3]) == (2, 30)
+    snapshot = v1.CanvasSnapshot(token_ids=[10, 20, 21, MASK], confidences=[0, 0.5, 0.5, 0])
+    canvas.apply(v1.StreamGenerateResponse(snapshot=snapshot))
+    assert output.masked == [False, False, False, True]
+
+
 def test_the_end_of_each_output_is_kept() -> None:
     canvas = Canvas()
     canvas.apply(started(n=2))

@@ -42,6 +42,7 @@ def test_every_parameter_reaches_its_field() -> None:
         steps=7,
         cfg_scale=1.5,
         strategy=confidence_threshold(0.75),
+        top_logprobs=8,
     )
     assert spec == v1.GenerationSpec(
         text="a",
@@ -57,6 +58,7 @@ def test_every_parameter_reaches_its_field() -> None:
             n=3,
             stop=v1.StopCriteria(strings=["x"], token_ids=[4, 5]),
             ignore_eos=True,
+            top_logprobs=8,
         ),
         diffusion=v1.DiffusionParams(
             block_length=6,

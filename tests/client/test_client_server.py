@@ -17,6 +17,7 @@ from vdiff_grpc.client import (
     TimedOutError,
     confidence_threshold,
     hole,
+    strategy,
 )
 
 PROMPT = "Once upon a time"
@@ -76,6 +77,24 @@ def test_a_threshold_takes_fewer_forward_passes(demo_address: str) -> None:
             PROMPT, max_new_tokens=32, ignore_eos=True, strategy=confidence_threshold(0.3)
         )
     assert 0 < reply.metrics.forward_passes < 32
+
+
+def test_every_strategy_of_the_model_answers(demo_address: str) -> None:
+    with Client(demo_address) as client:
+        info = client.model_info()
+        assert "adaptive_parallel" in info.strategies
+        assert info.auxiliary_model, "the embedded model has its twin beside it"
+        for name in info.strategies:
+            reply = client.generate(
+                PROMPT, max_new_tokens=16, temperature=0, strategy=strategy(name), top_logprobs=2
+            )
+            assert reply.resolved.diffusion.WhichOneof("strategy") == name
+            tokens = reply.outputs[0].tokens
+            assert reply.outputs[0].text
+            for data, top in zip(tokens.token_bytes, tokens.top_tokens, strict=True):
+                assert len(top.token_bytes) == 2
+                if name != "adaptive_parallel":  # it takes the mixture's
+                    assert top.token_bytes[0] == data
 
 
 def test_wrong_fields_are_named_and_a_wrong_model_is_not_found(demo_address: str) -> None:

@@ -8,22 +8,68 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.tools import LogitsRecorder, add, finished, run_all, tiny_engine
-from vdiff_grpc.engine.types import (
+from tests.engine.tools import GOLDEN, LogitsRecorder, add, finished, run_all, tiny_engine
+from vdiff_grpc.engine.strategies import (
+    STRATEGIES,
+    AdaptiveConfidence,
+    AdaptiveParallel,
     ConfidenceThreshold,
-    Event,
+    DreamOrder,
+    DreamSchedule,
+    DynamicThreshold,
+    Editing,
+    EntropyBound,
+    Factor,
     FixedSchedule,
+    FreeDave,
+    Klass,
+    LeftToRight,
+    LocalLeap,
+    Remasking,
+    Remdm,
+    RemdmMode,
+    UniformNoise,
+    Wino,
+)
+from vdiff_grpc.engine.types import (
+    Event,
     Granularity,
     Hole,
     InfillPrompt,
-    Remasking,
     Request,
     RequestParams,
     TokensPrompt,
 )
 
+# Low thresholds: a random model is never sure.
+_STRATEGIES = (
+    FixedSchedule(),
+    ConfidenceThreshold(0.3),
+    FixedSchedule(Remasking.RANDOM),
+    DreamSchedule(DreamOrder.ENTROPY, order_temperature=0.5),
+    DreamSchedule(DreamOrder.ORIGIN),
+    Factor(2.0),
+    DynamicThreshold(0.2),
+    EntropyBound(3.0),
+    Klass(0.1, 0.5),
+    LocalLeap(0.3, 0.1),
+    Wino(0.1, 0.3),
+    Remdm(eta=0.3),
+    Remdm(RemdmMode.CONF),
+    Editing(0.3, 0.1, 3),
+    FreeDave(2),
+    AdaptiveParallel(0.5, 9),
+    AdaptiveConfidence(0.1),
+    LeftToRight(),
+)
 
-def mixed_requests(count: int = 16, seed: int = 7) -> list[Request]:
+
+def test_every_strategy_is_in_company() -> None:
+    kinds = {type(strategy) for strategy in _STRATEGIES}
+    assert kinds == set(STRATEGIES.values()) - {UniformNoise}, "which has a family of its own"
+
+
+def mixed_requests(count: int = 18, seed: int = 7) -> list[Request]:
     """Different prompts, lengths, temperatures, filters, seeds, steps, blocks, strategies."""
     rng = random.Random(seed)
     requests = []
@@ -31,13 +77,9 @@ def mixed_requests(count: int = 16, seed: int = 7) -> list[Request]:
         prompt = tuple(rng.randrange(94) for _ in range(rng.randint(1, 40)))
         num_new = rng.choice([1, 3, 8, 16, 31, 48])
         block = rng.choice([1, 4, 7, 16, 32])
-        strategy = [
-            FixedSchedule(),
-            ConfidenceThreshold(rng.choice([0.3, 0.9])),
-            FixedSchedule(Remasking.RANDOM),
-        ][i % 3]
+        strategy = _STRATEGIES[i % len(_STRATEGIES)]
         steps = None
-        if isinstance(strategy, FixedSchedule):
+        if strategy.HAS_STEPS:
             blocks = -(-num_new // min(block, num_new))
             steps = rng.randint(blocks, num_new)
         params = RequestParams(
@@ -50,6 +92,7 @@ def mixed_requests(count: int = 16, seed: int = 7) -> list[Request]:
             cfg_scale=rng.choice([0.0, 0.0, 1.5]),
             seed=rng.randrange(2**64),
             n=1 + (i % 5 == 4),
+            top_logprobs=rng.choice([None, 3]),
             strategy=strategy,
         )
         if i % 8 == 7:
@@ -81,7 +124,7 @@ def test_one_constant_shape_keeps_the_promise_too() -> None:
 def check_company(arrivals: int, **config: Any) -> None:
     """Each of 16 requests alone, then all together, arriving at random between steps."""
     requests = mixed_requests()
-    engine = tiny_engine(max_running_rows=11, **config)
+    engine = tiny_engine(max_running_rows=11, aux_model_path=str(GOLDEN / "tiny-causal"), **config)
     recorder = LogitsRecorder.install(engine)
     alone = {}
     for key, request in enumerate(requests):

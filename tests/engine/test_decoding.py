@@ -14,12 +14,23 @@ from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 
 def candidates(confidence: list[float], order: list[float] | None = None) -> Candidates:
     scores = torch.tensor(confidence)
-    noise = torch.tensor(order) if order else torch.zeros_like(scores)
-    return Candidates(torch.arange(len(confidence)), scores, noise)
+    count = len(confidence)
+    zeros = torch.zeros(count, dtype=torch.int64)
+    return Candidates(
+        logits=scores.log().unsqueeze(1).expand(count, 4),
+        normaliser=torch.zeros(count),
+        token_ids=torch.arange(count),
+        confidence=scores,
+        order=torch.tensor(order) if order else torch.zeros(count),
+        status=zeros,
+        current=zeros,
+        positions=torch.arange(count),
+        variants=zeros,
+    )
 
 
 def group(segments: list[int], parameters: list[list[float]]) -> Group:
-    return Group(torch.tensor(segments), torch.tensor(parameters))
+    return Group((), torch.tensor(segments), torch.tensor(parameters))
 
 
 def test_ranks_count_within_a_row_and_ties_go_to_the_lower_position() -> None:
@@ -27,19 +38,24 @@ def test_ranks_count_within_a_row_and_ties_go_to_the_lower_position() -> None:
     assert ranks.tolist() == [1, 0, 2, 0, 1]
 
 
+def test_sums_are_each_rows_own() -> None:
+    sums = group([0, 0, 2], [[0.0]] * 3).sums(torch.tensor([0.5, 0.25, 1.0]))
+    assert sums.tolist() == [0.75, 0.0, 1.0]
+
+
 def test_fixed_schedule_takes_each_rows_own_share() -> None:
     chosen = FixedScheduleRule().select(
         group([0, 0, 0, 1, 1, 1], [[2, 0], [1, 1]]),
         candidates([0.1, 0.9, 0.5, 0.9, 0.1, 0.1], [0, 0, 0, 0.1, 0.2, 0.8]),
     )
-    assert chosen.tolist() == [False, True, True, False, False, True]
+    assert chosen.tolist() == [0, 1, 1, 0, 0, 1]
 
 
 def test_threshold_takes_all_that_are_confident_and_always_the_best() -> None:
     chosen = ConfidenceThresholdRule().select(
         group([0, 0, 0, 1, 1], [[0.5], [0.9]]), candidates([0.5, 0.4, 0.7, 0.2, 0.3])
     )
-    assert chosen.tolist() == [True, False, True, False, True]
+    assert chosen.tolist() == [1, 0, 1, 0, 1]
 
 
 def sampling(top_k: list[int], top_p: list[float], temperature: float = 1.0) -> Sampling:

@@ -126,7 +126,7 @@ def test_an_exception_while_committing_fails_one_request_and_not_its_neighbour()
     def broken(*_: object) -> None:
         raise RuntimeError
 
-    engine._open[2].sequences[0].commit = broken  # type: ignore[method-assign]
+    engine._open[2].sequences[0].apply = broken  # type: ignore[method-assign]
     events = run_all(engine)
     assert isinstance(events[2][0], Failed)
     assert finished(events[3]).outputs[0].canvas == expected

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.tools import TINY
+from tests.engine.tools import TINY, change
+from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.models.registry import describe
 from vdiff_grpc.engine.sequence import Sequence, _split_steps
+from vdiff_grpc.engine.strategies import Wino
 from vdiff_grpc.engine.types import (
     EngineConfig,
     Hole,
@@ -31,8 +32,8 @@ def sequence(prompt: Prompt, **params: object) -> Sequence:
 
 
 def test_equal_blocks_share_the_steps_as_llada_does() -> None:
-    assert _split_steps(32, 128, 32) == (8, 8, 8, 8)
-    assert _split_steps(6, 16, 8) == (3, 3)
+    assert _split_steps(32, [32] * 4) == [8, 8, 8, 8]
+    assert _split_steps(6, [8, 8]) == [3, 3]
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.data())
@@ -40,7 +41,7 @@ def test_steps_are_split_without_remainder(num_new: int, block: int, data: st.Da
     block = min(block, num_new)
     sizes = [min(block, num_new - b) for b in range(0, num_new, block)]
     steps = data.draw(st.integers(len(sizes), num_new))
-    split = _split_steps(steps, num_new, block)
+    split = _split_steps(steps, sizes)
     assert sum(split) == steps
     assert all(1 <= s <= size for s, size in zip(split, sizes, strict=True))
 
@@ -51,8 +52,7 @@ def test_a_short_last_block_is_a_block_like_any_other() -> None:
     while not row.finished:
         masked = row.masked_in_block()
         blocks.append(masked.tolist())
-        row.commit(masked, np.zeros(len(masked), np.int64), np.ones(len(masked), np.float32))
-        row.advance()
+        change(row, Action.UNMASK, masked.tolist(), [0] * len(masked))
     assert blocks == [[2, 3, 4], [5, 6]]
 
 
@@ -64,10 +64,11 @@ def test_blocks_number_generated_positions_across_holes() -> None:
 
 def test_guidance_hides_prompt_and_frozen_text_from_its_second_variant() -> None:
     row = sequence(InfillPrompt(((1, 2), Hole(2), (5,))), cfg_scale=1.0)
-    seeing, blind = row.plan().variants
+    seeing = row.variant(row.masked_in_block())
+    blind = row.blind(seeing)
     assert seeing.token_ids.tolist() == [1, 2, 96, 96, 5]
     assert blind.token_ids.tolist() == [96] * 5
-    assert blind.wanted.tolist() == seeing.wanted.tolist() == [2, 3]
+    assert blind.heads.tolist() == seeing.heads.tolist() == [2, 3]
 
 
 def test_end_tokens_are_kept_out_before_frozen_text_only() -> None:
@@ -79,10 +80,9 @@ def test_end_tokens_are_kept_out_before_frozen_text_only() -> None:
 
 def test_an_end_token_finishes_once_nothing_before_it_is_masked() -> None:
     row = sequence(TokensPrompt((1,)), max_new_tokens=4)
-    row.commit(np.array([3]), np.array([95]), np.array([1.0], np.float32))
-    row.advance()
+    change(row, Action.UNMASK, [3], [95])
     assert not row.finished
-    row.commit(np.array([1, 2]), np.array([7, 8]), np.ones(2, np.float32))
+    change(row, Action.UNMASK, [1, 2], [7, 8])
     assert row.finished
     output = row.output()
     assert output.tokens.ids == (7, 8)
@@ -92,4 +92,21 @@ def test_an_end_token_finishes_once_nothing_before_it_is_masked() -> None:
 def test_filling_what_is_not_masked_is_our_own_bug() -> None:
     row = sequence(TokensPrompt((1,)), max_new_tokens=4)
     with pytest.raises(AssertionError):
-        row.commit(np.array([0]), np.array([5]), np.ones(1, np.float32))
+        change(row, Action.UNMASK, [0], [5])
+
+
+def test_what_a_revocable_rule_fills_is_not_text_before_its_block_is_left() -> None:
+    row = sequence(TokensPrompt((1,)), max_new_tokens=4, block_length=2, strategy=Wino())
+    change(row, Action.UNMASK, [1], [7])
+    assert row.text.num_pushed == 0
+    change(row, Action.REVISE, [1], [8])
+    change(row, Action.REMASK, [1], [0])
+    assert (row.num_revised, row.num_remasked) == (1, 1)
+    assert row.ids.tolist() == [1, 96, 96, 96, 96]
+    change(row, Action.UNMASK, [1, 2], [7, 9])
+    assert row.text.tokens.ids == (7, 9)
+    assert row.block == 1
+
+
+def test_more_steps_than_positions_are_shared_by_the_blocks_lengths() -> None:
+    assert _split_steps(12, [2, 1]) == [8, 4]

@@ -11,16 +11,14 @@ from hypothesis import strategies as st
 
 from tests.engine.tools import add, finished, run_all, tiny_engine
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.strategies import ConfidenceThreshold, FixedSchedule, Remasking
 from vdiff_grpc.engine.types import (
     CanvasSnapshot,
     Committed,
-    ConfidenceThreshold,
-    FixedSchedule,
     Granularity,
     Hole,
     InfillPrompt,
     Prompt,
-    Remasking,
     Request,
     RequestParams,
     StepUpdate,

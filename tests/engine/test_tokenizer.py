@@ -102,3 +102,122 @@ def test_without_a_tokenizer_there_is_none_and_a_broken_one_is_named(tmp_path: P
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer.json: is no tokenizer"):
         Tokenizer.load(str(tmp_path))
+
+
+# --- templates of the published shapes --------------------------------------------
+
+# LLaDA-Instruct, Llama 3: headers, a mark at each turn's end, and one before all.
+HEADERS = """
+{%- set loop_messages = messages %}
+{%- for message in loop_messages %}
+    {%- set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'
+        + message['content'] | trim + '<|eot_id|>' %}
+    {%- if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}
+    {{- content }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}
+"""
+
+# Dream, SDAR, Qwen: one pair of marks; a system message of their own where none is given.
+MARKS = """
+{%- if tools is defined and tools %}{{- raise_exception('no tools') }}{%- endif %}
+{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}
+{%- else %}
+    {{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'user' or message.role == 'assistant'
+        or (message.role == 'system' and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+
+# Qwen 3 looks for what an answer thought, with a namespace, slices and string methods.
+THINKING = """
+{%- set ns = namespace(last=messages|length - 1, found=false) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if message.role == 'user' and message.content is string and not ns.found %}
+        {%- set ns.last = index %}{% set ns.found = true %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == 'assistant' and '</think>' in content and loop.index0 < ns.last %}
+        {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think></think>' }}{% endif %}
+{%- endif %}
+"""
+
+NAMES = ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+NAMES += ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+
+
+def with_names() -> RustTokenizer:
+    rust = byte_level()
+    rust.add_special_tokens([AddedToken(name, special=True) for name in NAMES])
+    return rust
+
+
+def rendered(tokenizer: Tokenizer, *messages: tuple[str, str]) -> str:
+    """The conversation as text, special tokens by name."""
+    ids = tokenizer.encode_chat([ChatMessage(role, content) for role, content in messages])
+    parts = [tokenizer.token_text(i) for i in ids]
+    return "".join(parts)
+
+
+def test_a_template_with_headers(tmp_path: Path) -> None:
+    tokenizer = save(tmp_path, with_names(), chat_template=HEADERS, bos_token="<|startoftext|>")
+    assert rendered(tokenizer, ("user", " hi ")) == (
+        "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+    turns = (("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c"))
+    assert rendered(tokenizer, *turns).count("<|startoftext|>") == 1
+    assert rendered(tokenizer, *turns).count("<|eot_id|>") == 4
+
+
+def test_a_template_with_marks_and_a_system_message_of_its_own(tmp_path: Path) -> None:
+    tokenizer = save(tmp_path, with_names(), chat_template=MARKS)
+    user = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert rendered(tokenizer, ("user", "hi")) == (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" + user
+    )
+    assert rendered(tokenizer, ("system", "Be brief."), ("user", "hi")) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n" + user
+    )
+
+
+def test_a_template_that_leaves_out_earlier_thoughts(tmp_path: Path) -> None:
+    tokenizer = save(tmp_path, with_names(), chat_template=THINKING)
+    turns = (("user", "a"), ("assistant", "<think>so</think>\nb"), ("user", "c"))
+    assert rendered(tokenizer, *turns) == (
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
+        "<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_the_name_of_a_special_token_in_a_message_is_that_token(tmp_path: Path) -> None:
+    """As in transformers; a server that must prevent it filters its callers' messages."""
+    tokenizer = save(tmp_path, with_names(), chat_template=MARKS)
+    text = rendered(tokenizer, ("user", "x<|im_end|>y"))
+    assert text.count("<|im_end|>") == 3
+
+
+def test_templates_of_several_names_have_a_default(tmp_path: Path) -> None:
+    several = [
+        {"name": "tool_use", "template": "tools"},
+        {"name": "default", "template": "{{ messages[0].content }}"},
+    ]
+    tokenizer = save(tmp_path, with_names(), chat_template=several)
+    assert rendered(tokenizer, ("user", "hi")) == "hi"

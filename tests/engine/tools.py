@@ -7,12 +7,15 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from vdiff_grpc.engine.columns import Action, Columns
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.packing import PackedStep
 from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import Runner
+from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.types import (
     EngineConfig,
     Event,
@@ -43,6 +46,23 @@ def tiny_engine(
     if not early_end:
         engine.info = dataclasses.replace(engine.info, end_token_ids=())
     return engine
+
+
+def change(row: Sequence, action: Action, positions: list[int], ids: list[int]) -> None:
+    """Applies one logical step of one kind to a row, as the engine would."""
+    count = len(positions)
+    row.apply(
+        Columns(
+            np.zeros(count, np.int64),
+            np.array(positions, np.int64),
+            np.array(ids, np.int64),
+            np.ones(count, np.float32),
+            np.full(count, action, np.int64),
+        )
+    )
+    done = not len(row.masked_in_block())
+    row.settle(block_done=done)
+    row.advance(block_done=done)
 
 
 def add(engine: Engine, key: int, request: Request) -> None:
@@ -84,7 +104,12 @@ class LogitsRecorder(Runner):
     @classmethod
     def install(cls, engine: Engine) -> LogitsRecorder:
         recorder = cls(
-            engine.model, engine.info, engine._banned_ids(), engine.runner.noise, engine.runner.fill
+            engine.model,
+            engine.info,
+            engine._banned_ids(),
+            engine.runner.noise,
+            engine.runner.fill,
+            engine.runner.auxiliary,
         )
         recorder.seen = defaultdict(list)
         engine.runner = recorder

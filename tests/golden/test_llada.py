@@ -12,17 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.engine.tools import GOLDEN, finished, run, tiny_engine, trajectory
-from vdiff_grpc.engine.attention import AttentionLayout, MaskRule
+from vdiff_grpc.engine.attention import FULL, AttentionLayout
 from vdiff_grpc.engine.models import loader
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
-from vdiff_grpc.engine.types import (
-    ConfidenceThreshold,
-    FixedSchedule,
-    Remasking,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.strategies import ConfidenceThreshold, FixedSchedule, Remasking
+from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
 
 
 def _cases(file: str) -> list[Any]:
@@ -72,7 +66,7 @@ def check_logits(
     assert names
     canvases = [recorded[f"{name}.ids"] for name in names]
     lengths = [len(canvas) for canvas in canvases]
-    layout = AttentionLayout.of_lengths(lengths, [MaskRule.FULL] * len(lengths))
+    layout = AttentionLayout.of_lengths(lengths, [FULL] * len(lengths))
     logits = model.logits(
         torch.cat(canvases).to(device),
         torch.cat([torch.arange(length) for length in lengths]).to(device),

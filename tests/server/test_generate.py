@@ -7,6 +7,7 @@ import pytest
 from tests.conftest import RunningServer
 from tests.server.calls import MASK, PROMPT, Canvases, generate, ids, spec, stream
 from vdiff_grpc import v1
+from vdiff_grpc.engine.strategies import STRATEGIES
 
 
 def test_a_unary_call_answers_with_tokens_usage_metrics_and_resolved_parameters(
@@ -24,12 +25,8 @@ def test_a_unary_call_answers_with_tokens_usage_metrics_and_resolved_parameters(
         assert (output.end.forward_passes, output.end.completion_tokens) == (16, 16)
     assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (4, 32)
     metrics = reply.metrics
-    assert (metrics.forward_passes, metrics.steps, metrics.blocks, metrics.remasked) == (
-        32,
-        32,
-        2,
-        0,
-    )
+    assert (metrics.forward_passes, metrics.steps, metrics.blocks) == (32, 32, 2)
+    assert (metrics.remasked, metrics.revised) == (0, 0)
     assert metrics.tokens_per_forward == 1.0
     assert 0 < metrics.time_to_first_commit_ns <= metrics.total_time_ns
     resolved = reply.resolved
@@ -164,7 +161,10 @@ def test_model_info_tells_capabilities_limits_and_defaults(server: RunningServer
         False,
         True,
     )
-    assert set(info.strategies) == {"fixed_schedule", "confidence_threshold"}
+    # it has no auxiliary model, and masks, not noise
+    assert set(info.strategies) == set(STRATEGIES) - {"adaptive_parallel", "uniform_noise"}
+    assert not info.HasField("block_length")
+    assert info.auxiliary_model == ""
     assert (info.limits.max_canvas_tokens, info.limits.max_running_rows) == (128, 32)
     assert info.limits.max_request_time.ToSeconds() == 600
     assert info.defaults.sampling.max_new_tokens == 128

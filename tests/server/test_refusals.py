@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import RunningServer
 from tests.server.calls import MASK, generate, long_spec, reason, spec, stream, violations
 from vdiff_grpc import v1
+from vdiff_grpc.engine.strategies import STRATEGIES
 
 
 def changed(**fields: Any) -> v1.GenerationSpec:
@@ -39,6 +40,24 @@ def templated(*segments: v1.InfillSegment) -> v1.GenerationSpec:
 
 def with_input(**value: Any) -> v1.GenerationSpec:
     return v1.GenerationSpec(**value)
+
+
+def beyond_its_range() -> list[tuple[v1.GenerationSpec, str, str]]:
+    """Every parameter of every strategy, just above what it may be."""
+    found = []
+    for kind in STRATEGIES.values():
+        if kind.NAME in ("adaptive_parallel", "uniform_noise"):
+            continue  # refused here whatever their parameters say
+        for name, given in kind.ranges().items():
+            asked = spec()
+            message = getattr(asked.diffusion, kind.NAME)
+            field = message.DESCRIPTOR.fields_by_name[name]
+            value = 99 if field.enum_type else int(given.high) + 1
+            if name in ("t_on", "t_off", "alpha_on"):
+                message.mode = v1.REMDM_MODE_LOOP
+            setattr(message, name, value)
+            found.append((asked, f"diffusion.{kind.NAME}.{name}", f"({value})"))
+    return found
 
 
 GIVEN = v1.InfillSegment(token_ids=v1.TokenIds(ids=[1]))
@@ -95,6 +114,19 @@ BAD = [
         "diffusion.steps",
         "(4)",
     ),
+    (changed(sampling__top_logprobs=21), "sampling.top_logprobs", "(21)"),
+    (
+        changed(diffusion__adaptive_parallel=v1.AdaptiveParallel()),
+        "diffusion.adaptive_parallel",
+        "no auxiliary model (--aux-model)",
+    ),
+    (
+        changed(diffusion__remdm=v1.Remdm(mode=v1.REMDM_MODE_CONF, eta=0)),
+        "diffusion.remdm.eta",
+        "mode conf",
+    ),
+    (changed(diffusion__wino=v1.Wino(), diffusion__steps=4), "diffusion.steps", "(4)"),
+    *beyond_its_range(),
     (changed(request_id="x" * 129), "request_id", "129"),
     (changed(request_id="line\nbreak"), "request_id", "printable ASCII"),
 ]

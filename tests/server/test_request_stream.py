@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vdiff_grpc.engine.strategies import FixedSchedule
 from vdiff_grpc.engine.types import (
     CanvasSnapshot,
     Committed,
     Event,
     Failed,
     Finished,
-    FixedSchedule,
     Granularity,
     ResolvedRequest,
     SamplingParams,
@@ -23,6 +23,7 @@ from vdiff_grpc.engine.types import (
     SpanKind,
     StepUpdate,
     Tokens,
+    TopTokens,
     UpdateKind,
 )
 from vdiff_grpc.errors import DeadlineError
@@ -35,7 +36,7 @@ FINISHED = Finished((), 0, 0, 0)
 
 def resolved(n: int = 1) -> ResolvedRequest:
     params = SamplingParams(
-        LENGTH, 0.0, 1.0, 0, 0, n, (), (), False, LENGTH, LENGTH, 0.0, FixedSchedule()
+        LENGTH, 0.0, 1.0, 0, 0, n, (), (), False, LENGTH, LENGTH, 0.0, FixedSchedule(), 1
     )
     spans = (Span(SpanKind.PROMPT, 1), Span(SpanKind.HOLE, LENGTH))
     canvas = (7, *[MASK] * LENGTH)
@@ -56,7 +57,8 @@ def step(output: int, number: int, position: int, token: int) -> StepUpdate:
 
 
 def committed(output: int, position: int, token: int, hole: int = 0) -> Committed:
-    tokens = Tokens((token,), (position,), (0,), (0.5,), (b"t",), (position,))
+    top = TopTokens((token, 91), (-0.7, -1.5), (b"t", b"u"))
+    tokens = Tokens((token,), (position,), (0,), (0.5,), (b"t",), (position,), (top,))
     return Committed(output, f"<{token}>", tokens, hole)
 
 

@@ -8,8 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vdiff_grpc.cli.terminal import Given
-from vdiff_grpc.client import SpecFields, confidence_threshold, fixed_schedule
-from vdiff_grpc.client.requests import Strategy
+from vdiff_grpc.client import (
+    STRATEGIES,
+    SpecFields,
+    Strategy,
+    confidence_threshold,
+    fixed_schedule,
+    strategy,
+)
 from vdiff_grpc.client.sync import DEFAULT_ADDRESS
 
 ADDRESS_VARIABLE = "VDIFF_ADDRESS"
@@ -29,6 +35,30 @@ def _unsigned(maximum: int) -> Callable[[str], int]:
 
 uint32 = _unsigned(2**32 - 1)
 uint64 = _unsigned(2**64 - 1)
+
+
+def strategy_flag(text: str) -> Strategy:
+    """Reads `wino` or `wino,threshold=0.5,threshold_back=0.8`."""
+    name, *pairs = text.split(",")
+    parameters: dict[str, float | str] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise argparse.ArgumentTypeError(f"{pair!r} is not PARAMETER=VALUE")
+        parameters[key] = _number(value)
+    try:
+        return strategy(name, **parameters)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _number(text: str) -> float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +112,37 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--block-length", type=uint32, metavar="N", help="positions per block")
     group.add_argument("--steps", type=uint32, metavar="N", help="denoising steps over all blocks")
     group.add_argument("--cfg-scale", type=float, metavar="X", help="classifier-free guidance")
-    strategy = group.add_mutually_exclusive_group()
-    strategy.add_argument(
+    group.add_argument(
+        "--top-logprobs", type=uint32, metavar="N", help="tell the N most likely tokens (--json)"
+    )
+    how = group.add_mutually_exclusive_group()
+    how.add_argument(
+        "--strategy",
+        type=strategy_flag,
+        metavar="NAME[,PARAMETER=VALUE...]",
+        help=f"how positions are chosen: {', '.join(STRATEGIES)}; docs/decoding.md has their "
+        "parameters",
+    )
+    how.add_argument(
         "--threshold",
         type=float,
         metavar="X",
-        help="fill every position at least this confident, instead of a fixed schedule",
+        help="short for --strategy confidence_threshold,threshold=X",
     )
-    strategy.add_argument(
+    how.add_argument(
         "--remasking",
         choices=("low_confidence", "random"),
-        help="which positions a fixed schedule keeps masked",
+        help="short for --strategy fixed_schedule,remasking=...",
     )
 
 
 def read_ask(args: argparse.Namespace) -> Ask:
     """What the flags ask for."""
-    strategy: Strategy | None = None
+    how: Strategy | None = args.strategy
     if args.threshold is not None:
-        strategy = confidence_threshold(args.threshold)
+        how = confidence_threshold(args.threshold)
     elif args.remasking is not None:
-        strategy = fixed_schedule(args.remasking)
+        how = fixed_schedule(args.remasking)
     fields: SpecFields = {
         "model": args.model,
         "request_id": args.request_id,
@@ -119,7 +159,8 @@ def read_ask(args: argparse.Namespace) -> Ask:
         "block_length": args.block_length,
         "steps": args.steps,
         "cfg_scale": args.cfg_scale,
-        "strategy": strategy,
+        "strategy": how,
+        "top_logprobs": args.top_logprobs,
     }
     if args.chat:
         fields["messages"] = [{"role": "user", "content": args.prompt}]

@@ -158,7 +158,9 @@ def _demo(args: argparse.Namespace) -> int:
     flags = argparse.ArgumentParser()
     config.add_flags(flags)
     settings = config.from_flags(
-        flags.parse_args(["--model", config.DEMO, "--port", "0", "--log-level", "warning"]),
+        flags.parse_args(
+            f"--model {config.DEMO} --aux-model {config.NONE} --port 0 --log-level warning".split()
+        ),
         os.environ,
     )
     fields: SpecFields = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}

@@ -144,13 +144,15 @@ def pieces(canvas: Canvas, output: OutputCanvas, given: Given) -> Iterator[Piece
     """One output's canvas in order, as what can be seen."""
     ended = False
     for kind, start, stop in canvas.spans:
-        if kind != v1.SPAN_KIND_HOLE:
+        if kind not in (v1.SPAN_KIND_HOLE, v1.SPAN_KIND_SURPLUS):
             yield Piece(given.prompt if kind == v1.SPAN_KIND_PROMPT else given.suffix, "given")
             continue
         for position in range(start, stop):
             confidence = output.confidences[position]
             if output.masked[position]:
                 yield Piece("", "masked", position)
+            elif kind == v1.SPAN_KIND_SURPLUS:
+                yield Piece(AFTER_END, "end", position, confidence)
             elif output.token_ids[position] in given.end_token_ids:
                 yield Piece(AFTER_END if ended else END, "end", position, confidence)
                 ended = True
@@ -184,6 +186,7 @@ def final_text(canvas: Canvas, given: Given) -> str:
             if kind == v1.SPAN_KIND_PROMPT
             else given.suffix
             for kind, _, _ in canvas.spans
+            if kind != v1.SPAN_KIND_SURPLUS
         )
         title = f"--- answer {output.index + 1} ---\n" if len(canvas.outputs) > 1 else ""
         texts.append(title + printable(text))
@@ -199,6 +202,8 @@ def summary(canvas: Canvas) -> str:
         count(finished.usage.completion_tokens, "token"),
         count(metrics.forward_passes, "forward pass", "forward passes"),
         f"{metrics.tokens_per_forward:.2f} tokens per forward",
+        *([f"{metrics.remasked} masked again"] if metrics.remasked else []),
+        *([f"{metrics.revised} revised"] if metrics.revised else []),
         f"{metrics.total_time_ns / 1e9:.2f} s",
     )
     ends = dict.fromkeys(end_reason(end) for end in finished.ends)
@@ -225,8 +230,9 @@ def count(number: int, one: str, many: str | None = None) -> str:
 
 def num_blocks(started: v1.Started) -> int:
     """Blocks of one output."""
-    hole = sum(s.length for s in started.layout.spans if s.kind == v1.SPAN_KIND_HOLE)
-    return math.ceil(hole / max(1, started.resolved.diffusion.block_length))
+    kinds = (v1.SPAN_KIND_HOLE, v1.SPAN_KIND_SURPLUS)
+    num_open = sum(s.length for s in started.layout.spans if s.kind in kinds)
+    return math.ceil(num_open / max(1, started.resolved.diffusion.block_length))
 
 
 async def _pause(view: View, delay_s: float) -> None:

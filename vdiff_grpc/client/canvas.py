@@ -69,9 +69,15 @@ class Canvas:
         return [range(a, b) for kind, a, b in self.spans if kind == v1.SPAN_KIND_HOLE]
 
     @property
+    def to_fill(self) -> list[range]:
+        """The positions that are filled: the holes, and what a last block has beyond them."""
+        kinds = (v1.SPAN_KIND_HOLE, v1.SPAN_KIND_SURPLUS)
+        return [range(a, b) for kind, a, b in self.spans if kind in kinds]
+
+    @property
     def num_positions(self) -> int:
         """Positions to fill, of one output."""
-        return sum(len(hole) for hole in self.holes)
+        return sum(map(len, self.to_fill))
 
     def apply(self, event: v1.StreamGenerateResponse) -> OutputCanvas | None:
         """Takes one event in. Returns the output it changed, None for Started and Finished."""
@@ -106,8 +112,8 @@ class Canvas:
             self.spans.append((span.kind, position, position + span.length))
             position += span.length
         masked = [False] * position
-        for hole in self.holes:
-            masked[hole.start : hole.stop] = [True] * len(hole)
+        for positions in self.to_fill:
+            masked[positions.start : positions.stop] = [True] * len(positions)
         mask_id = started.layout.mask_token_id
         token_ids = list(started.layout.token_ids) or [
             mask_id if is_masked else UNKNOWN_ID for is_masked in masked
@@ -142,8 +148,8 @@ class Canvas:
         assert self.started is not None
         mask_id = self.started.layout.mask_token_id
         fresh = []
-        for hole in self.holes:
-            for position in hole:
+        for positions in self.to_fill:
+            for position in positions:
                 token_id = snapshot.token_ids[position]
                 if token_id != output.token_ids[position]:
                     fresh.append(position)

@@ -9,24 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias, TypedDict, TypeVar
 
 from vdiff_grpc import v1
+from vdiff_grpc.client.strategies import Strategy, strategy_name
 
 T = TypeVar("T")
 Role: TypeAlias = Literal["system", "user", "assistant"]
-RemaskingOrder: TypeAlias = Literal["low_confidence", "random"]
 Granularity: TypeAlias = Literal["committed", "steps", "snapshots"]
 Message: TypeAlias = v1.ChatMessage | Mapping[str, str]
 Segment: TypeAlias = str | Sequence[int] | v1.Hole
-Strategy: TypeAlias = v1.FixedSchedule | v1.ConfidenceThreshold
 ModelInput: TypeAlias = str | v1.TokenIds | v1.ChatInput | v1.InfillTemplate
 
 _ROLES: dict[str, v1.Role] = {
     "system": v1.ROLE_SYSTEM,
     "user": v1.ROLE_USER,
     "assistant": v1.ROLE_ASSISTANT,
-}
-_REMASKING: dict[str, v1.RemaskingOrder] = {
-    "low_confidence": v1.REMASKING_ORDER_LOW_CONFIDENCE,
-    "random": v1.REMASKING_ORDER_RANDOM,
 }
 _GRANULARITIES: dict[str, v1.Granularity] = {
     "committed": v1.GRANULARITY_COMMITTED,
@@ -61,19 +56,8 @@ class SpecFields(InputFields, total=False):
     block_length: int | None
     steps: int | None
     cfg_scale: float | None
-    strategy: Strategy | None  # fixed_schedule(...) or confidence_threshold(...)
-
-
-def fixed_schedule(remasking: RemaskingOrder | None = None) -> v1.FixedSchedule:
-    """An even share of the block at every step; `remasking` says which positions first."""
-    return v1.FixedSchedule(
-        remasking=None if remasking is None else _choice("remasking", remasking, _REMASKING)
-    )
-
-
-def confidence_threshold(threshold: float | None = None) -> v1.ConfidenceThreshold:
-    """Every prediction at least this confident, and always the best one."""
-    return v1.ConfidenceThreshold(threshold=threshold)
+    strategy: Strategy | None  # fixed_schedule(...), wino(...), ...: see strategies.py
+    top_logprobs: int | None
 
 
 def hole(length: int) -> v1.Hole:
@@ -103,11 +87,17 @@ def build_spec(
     steps: int | None = None,
     cfg_scale: float | None = None,
     strategy: Strategy | None = None,
+    top_logprobs: int | None = None,
 ) -> v1.GenerationSpec:
     """The spec of both RPCs. ValueError when the input is not exactly one."""
     given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
     strings = [stop] if isinstance(stop, str) else list(stop or ())
     stop_ids = list(stop_token_ids or ())
+    diffusion = v1.DiffusionParams(block_length=block_length, steps=steps, cfg_scale=cfg_scale)
+    if strategy is not None:
+        case = getattr(diffusion, strategy_name(strategy))
+        case.CopyFrom(strategy)
+        case.SetInParent()  # it may have no field set
     return v1.GenerationSpec(
         request_id=request_id,
         model=model,
@@ -127,14 +117,9 @@ def build_spec(
             if strings or stop_ids
             else None,
             ignore_eos=ignore_eos,
+            top_logprobs=top_logprobs,
         ),
-        diffusion=v1.DiffusionParams(
-            block_length=block_length,
-            steps=steps,
-            cfg_scale=cfg_scale,
-            fixed_schedule=strategy if isinstance(strategy, v1.FixedSchedule) else None,
-            confidence_threshold=strategy if isinstance(strategy, v1.ConfidenceThreshold) else None,
-        ),
+        diffusion=diffusion,
     )
 
 

@@ -6,17 +6,21 @@ import dataclasses
 import logging
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
+from vdiff_grpc.engine.auxiliary import Auxiliary
+from vdiff_grpc.engine.decoding.registry import rule_of
 from vdiff_grpc.engine.models import loader, registry
-from vdiff_grpc.engine.packing import Fill, RowCommits
+from vdiff_grpc.engine.packing import Fill
 from vdiff_grpc.engine.rng import Noise
-from vdiff_grpc.engine.runner import Runner
+from vdiff_grpc.engine.runner import RowStep, Runner
 from vdiff_grpc.engine.scheduler import Scheduler
 from vdiff_grpc.engine.sequence import Sequence
+from vdiff_grpc.engine.strategies import ConfidenceThreshold
 from vdiff_grpc.engine.tokenizer import Tokenizer
+from vdiff_grpc.engine.told import Told
 from vdiff_grpc.engine.types import (
     EngineConfig,
     Event,
@@ -27,7 +31,6 @@ from vdiff_grpc.engine.types import (
     RequestParams,
     ResolvedRequest,
     Statistics,
-    StepUpdate,
     TokensPrompt,
 )
 from vdiff_grpc.engine.validation import limits_for, resolve
@@ -42,7 +45,7 @@ class _Open:
 
     request: ResolvedRequest
     sequences: list[Sequence]
-    unsent: dict[int, StepUpdate] = field(default_factory=dict)
+    told: dict[int, Told]
     started_ns: int = 0
 
 
@@ -53,14 +56,22 @@ class Engine:
         """Loads tokenizer and weights. Raises CheckpointError."""
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.info = registry.describe(config.model_path, *config.served_names[:1])
+        self.info = registry.describe(
+            config.model_path,
+            config.served_names[0] if config.served_names else "",
+            config.aux_model_path,
+        )
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
         self.model = loader.load(config.model_path, config.device, config.dtype)
         fill = Fill()
         if config.batch_invariant:
             fill = Fill(self.limits.max_step_tokens, self.limits.max_step_tokens, merge=False)
-        self.runner = Runner(self.model, self.info, self._banned_ids(), noise, fill)
+        auxiliary = None
+        if config.aux_model_path:
+            model = loader.load(config.aux_model_path, config.device, config.dtype)
+            auxiliary = Auxiliary(model, fill)
+        self.runner = Runner(self.model, self.info, self._banned_ids(), noise, fill, auxiliary)
         self.scheduler = Scheduler(
             self.limits.max_running_rows, self.limits.max_waiting_rows, self.limits.max_step_tokens
         )
@@ -90,7 +101,10 @@ class Engine:
             for index in range(request.params.n)
         ]
         self.scheduler.add(sequences)
-        self._open[key] = _Open(request, sequences)
+        for sequence in sequences:
+            rule_of(sequence).begin(sequence)
+        told = {s.index: Told(s) for s in sequences}
+        self._open[key] = _Open(request, sequences, told)
         self._count(requests=1, prompt_tokens=request.num_prompt_tokens)
 
     def abort(self, key: int) -> None:
@@ -110,21 +124,23 @@ class Engine:
             opened = self._open[row.key]
             opened.started_ns = opened.started_ns or now
         try:
-            commits = self.runner.step(rows)
+            results = self.runner.step(rows)
         except Exception:
             return events + self._fail(rows)
-        for commit in commits:
-            key = commit.sequence.key
+        committed = 0
+        for result in results:
+            key = result.sequence.key
             if key not in self._open:
                 continue  # another of its rows has failed in this step
             try:
-                events += self._apply(commit)
+                events += self._apply(result)
             except Exception:
-                events += self._fail([commit.sequence])
+                events += self._fail([result.sequence])
+            committed += sum(len(changes) for changes in result.steps)
         self._count(
             engine_steps=1,
-            forward_passes=sum(row.num_variants for row in rows),
-            committed_tokens=sum(len(commit.positions) for commit in commits),
+            forward_passes=sum(result.forwards for result in results),
+            committed_tokens=committed,
         )
         self.scheduler.remove_finished()
         return events
@@ -146,49 +162,46 @@ class Engine:
     def warm_up(self) -> None:
         """Runs the shapes that a first user would otherwise pay for."""
         prompt = (next(i for i in range(2) if i != self.info.mask_token_id),)
-        longest = min(self.limits.default_max_new_tokens, self.limits.max_canvas_tokens - 1)
+        room = self.limits.max_canvas_tokens - (self.info.block_length or 1)
+        longest = min(self.limits.default_max_new_tokens, room)
+        params = RequestParams(max_new_tokens=min(longest, 2), seed=0)
+        if ConfidenceThreshold.NAME in self.info.strategies:  # all at once
+            at_once = ConfidenceThreshold(1e-9)
+            params = RequestParams(max_new_tokens=longest, seed=0, strategy=at_once)
         for temperature in (0.0, 1.0):
-            params = RequestParams(
-                max_new_tokens=longest,
-                block_length=longest,
-                steps=1,
-                temperature=temperature,
-                seed=0,
-            )
-            self.generate(Request(TokensPrompt(prompt), params))
+            heated = dataclasses.replace(params, temperature=temperature)
+            self.generate(Request(TokensPrompt(prompt), heated))
         self._counts = Statistics()
 
-    def _apply(self, commit: RowCommits) -> list[tuple[int, Event]]:
-        """Commits one row's step and tells what its caller wants to hear."""
-        row, opened = commit.sequence, self._open[commit.sequence.key]
-        row.commit(commit.positions, commit.token_ids, commit.confidences)
+    def _apply(self, result: RowStep) -> list[tuple[int, Event]]:
+        """Applies one row's logical steps and tells what its caller wants to hear."""
+        row, opened = result.sequence, self._open[result.sequence.key]
+        rule = rule_of(row)
+        row.forward_passes += result.forwards
         events: list[Event] = []
-        granularity = opened.request.granularity
-        due = (row.step + 1) % opened.request.stride == 0 or row.finished
-        if granularity is Granularity.STEPS:
-            events += self._step_updates(opened, row, commit, due)
-        elif granularity is Granularity.SNAPSHOTS and due:
-            events.append(row.snapshot())
-        new = row.text.take_new()
-        if granularity is not Granularity.NONE:
-            events += new
-        row.advance()
+        for changes in result.steps:
+            row.apply(changes)
+            done = rule.is_block_done(row)
+            row.settle(block_done=done)
+            events += self._tell(opened, row)
+            if row.advance(block_done=done):
+                rule.begin(row)
+            if row.finished:
+                break
         if all(sequence.finished for sequence in opened.sequences):
             events.append(self._finish(row.key))
         return [(row.key, event) for event in events]
 
-    def _step_updates(
-        self, opened: _Open, row: Sequence, commit: RowCommits, due: bool
-    ) -> list[Event]:
-        """This step's update, joined with those before it that a stride kept back."""
-        update = row.update(commit.positions)
-        held = opened.unsent.pop(row.index, None)
-        if held is not None:
-            update = _join(held, update)
-        if due:
-            return [update]
-        opened.unsent[row.index] = update
-        return []
+    def _tell(self, opened: _Open, row: Sequence) -> list[Event]:
+        """The events of one logical step, by what the request wants to hear."""
+        request, events = opened.request, list[Event]()
+        due = (row.step + 1) % request.stride == 0 or row.finished
+        if due and request.granularity is Granularity.STEPS:
+            events += opened.told[row.index].updates(row)
+        elif due and request.granularity is Granularity.SNAPSHOTS:
+            events.append(row.snapshot())
+        new = row.text.take_new()
+        return events + list(new) if request.granularity is not Granularity.NONE else events
 
     def _finish(self, key: int) -> Finished:
         opened = self._open.pop(key)
@@ -251,22 +264,5 @@ class Engine:
         defined = set(range(self.info.vocab_size))
         if self.tokenizer is not None:
             defined &= self.tokenizer.defined_ids
-        defined -= {self.info.mask_token_id, *self.info.suppressed_ids}
+        defined -= {self.info.blank_id, *self.info.suppressed_ids}
         return [i for i in range(width) if i not in defined]
-
-
-def _join(first: StepUpdate, second: StepUpdate) -> StepUpdate:
-    """Two updates of one output as one, positions in order. Both fill masks only."""
-    columns = sorted(
-        zip(
-            first.positions + second.positions,
-            first.token_ids + second.token_ids,
-            first.confidences + second.confidences,
-            first.texts + second.texts,
-            strict=True,
-        )
-    )
-    positions, token_ids, confidences, texts = zip(*columns, strict=True)
-    return dataclasses.replace(
-        second, positions=positions, token_ids=token_ids, confidences=confidences, texts=texts
-    )

@@ -1,9 +1,8 @@
 """Rows of a step packed side by side: what the model is given. Host side only.
 
-Matrix products of few rows differ in the last bit from those of many (1, 2, 3 and 7 rows from
-1,024, measured in float32 on CPU; 16 and more did not). So that a row's logits are the same in
-any company, packed tokens and head rows are filled up to at least 16. On a GPU the kernel that
-is chosen depends on the shape in other ways: there a fill to one constant shape keeps the promise.
+A row's logits must not depend on its company, to the last bit: packed tokens and head rows are
+filled up to whole rows (exact.py). On a GPU the kernel that is chosen depends on the shape in other
+ways: there a fill to one constant shape keeps the promise.
 """
 
 from __future__ import annotations
@@ -14,34 +13,99 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vdiff_grpc.engine.attention import AttentionLayout, MaskRule
+from vdiff_grpc.engine.attention import FULL, AttentionLayout
+from vdiff_grpc.engine.columns import Ints, Status, Variant
+from vdiff_grpc.engine.exact import ROWS, whole_rows
 from vdiff_grpc.engine.rng import NoiseRows
-from vdiff_grpc.engine.sequence import Floats, Ints, Sequence
+from vdiff_grpc.engine.sequence import Sequence
 
-MIN_ROWS = 16
 _FILLER_LENGTH = 128  # of a segment of filler: attention to it stays cheap
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """Shape that packed rows are filled up to. merge: as in AttentionLayout."""
+
+    min_tokens: int = ROWS
+    min_head: int = ROWS
+    merge: bool = True
+
+    def tokens(self, count: int) -> int:
+        """Tokens of a step that needs `count`."""
+        return max(self.min_tokens, whole_rows(count))
+
+    def head(self, count: int) -> int:
+        """Head rows of a step that needs `count`."""
+        return max(self.min_head, whole_rows(count))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTokens:
+    """Segments side by side.
+
+    token_ids, position_ids: [num_tokens].
+    head: [num_head] indices into the packed tokens whose logits are wanted: the segments' own in
+    their order, then filler.
+    """
+
+    token_ids: Ints
+    position_ids: Ints
+    layout: AttentionLayout
+    head: Ints
+
+
+def pack_variants(variants: Rows[Variant], filler_id: int, fill: Fill) -> PackedTokens:
+    """Segments in this order, filled up with tokens that nobody sees."""
+    tokens = [v.token_ids for v in variants]
+    positions = [v.position_ids for v in variants]
+    begins = np.cumsum([0, *map(len, tokens)])
+    heads = [begin + v.heads for begin, v in zip(begins, variants, strict=False)]
+    count = int(begins[-1])
+    missing = fill.tokens(count) - count
+    while missing > 0:
+        length = min(missing, _FILLER_LENGTH)
+        tokens.append(np.full(length, filler_id, dtype=np.int64))
+        positions.append(np.arange(length, dtype=np.int64))
+        missing -= length
+    num_filler = len(tokens) - len(variants)
+    head = np.concatenate(heads)
+    head = np.pad(head, (0, fill.head(len(head)) - len(head)))
+    return PackedTokens(
+        np.concatenate(tokens),
+        np.concatenate(positions),
+        AttentionLayout.of_lengths(
+            [len(t) for t in tokens],
+            [v.rule for v in variants] + [FULL] * num_filler,
+            [v.cache for v in variants] + [None] * num_filler,
+            merge=fill.merge,
+        ),
+        head,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class PackedStep:
     """All rows of one step.
 
-    token_ids, position_ids: [num_tokens].
-    head: [num_head] indices into the packed tokens whose logits are wanted: first one for each
-    candidate, sorted by row and position; then the unconditional ones of guided candidates;
-    then filler.
-    rows, positions: [num_candidates] index into `sequences`, canvas position.
-    guided: candidates with guidance, in the order of their unconditional head rows.
+    variants: of each row, in order; then the unconditional twins of guided rows.
+    tokens.head: one for each candidate, then for each guided one its unconditional twin's, then
+    filler. rows, positions, numbers, steps, status, current: [num_candidates] index into
+    `sequences`, canvas position, number of the variant in its row's plan, step that addresses
+    the noise, Status, and the token that the canvas has now.
+    guided: candidates with guidance, in the order of their twins.
     """
 
     sequences: tuple[Sequence, ...]
-    token_ids: Ints
-    position_ids: Ints
-    layout: AttentionLayout
-    head: Ints
+    variants: tuple[Variant, ...]
+    tokens: PackedTokens
     rows: Ints
     positions: Ints
+    numbers: Ints
+    steps: Ints
+    status: Ints
+    current: Ints
     guided: Ints
+    forwards: tuple[int, ...]
 
     @property
     def num_candidates(self) -> int:
@@ -54,9 +118,9 @@ class PackedStep:
     def noise_rows(self, candidates: Ints) -> NoiseRows:
         """Addresses of the noise of some candidates."""
         seeds = np.array([s.seed for s in self.sequences], dtype=np.uint64)
-        steps = np.array([s.step for s in self.sequences], dtype=np.int64)
-        rows = self.rows[candidates]
-        return NoiseRows(seeds[rows], steps[rows], self.positions[candidates])
+        return NoiseRows(
+            seeds[self.rows[candidates]], self.steps[candidates], self.positions[candidates]
+        )
 
     def without_end(self) -> Ints:
         """Candidates that may not be an end token."""
@@ -69,73 +133,57 @@ class PackedStep:
         return np.flatnonzero(banned)
 
 
-@dataclass(frozen=True, slots=True)
-class Fill:
-    """Shape that packed rows are filled up to. merge: as in AttentionLayout."""
-
-    min_tokens: int = MIN_ROWS
-    min_head: int = MIN_ROWS
-    merge: bool = True
-
-
 def pack(
-    sequences: Rows[Sequence], shift: int, filler_id: int, fill: Fill | None = None
+    sequences: Rows[Sequence],
+    plans: Rows[Rows[Variant]],
+    filler_id: int,
+    fill: Fill | None = None,
 ) -> PackedStep:
-    """Packs one step of every sequence.
-
-    shift: the model's logits of position p predict position p + shift.
-    """
-    fill = fill or Fill()
-    tokens: list[Ints] = []
-    position_ids: list[Ints] = []
-    rules: list[MaskRule] = []
-    heads: list[Ints] = []
-    blind_heads: list[Ints] = []
-    rows: list[Ints] = []
-    positions: list[Ints] = []
+    """Packs one step of every sequence, given what each computes."""
+    twins: list[Variant] = []
+    columns: list[list[Ints]] = []
     guided: list[Ints] = []
-    begin = num_candidates = 0
-    for row, sequence in enumerate(sequences):
-        for number, variant in enumerate(sequence.plan().variants):
-            tokens.append(variant.token_ids)
-            position_ids.append(variant.position_ids)
-            rules.append(variant.rule)
-            head = begin + np.maximum(variant.wanted - shift, 0)
-            if number == 0:
-                heads.append(head)
-                rows.append(np.full(len(head), row, dtype=np.int64))
-                positions.append(variant.wanted)
-                num_candidates += len(head)
-            else:
-                blind_heads.append(head)
-                guided.append(np.arange(num_candidates - len(head), num_candidates))
-            begin += len(variant.token_ids)
-    while begin < fill.min_tokens:
-        length = min(fill.min_tokens - begin, _FILLER_LENGTH)
-        tokens.append(np.full(length, filler_id, dtype=np.int64))
-        position_ids.append(np.arange(length, dtype=np.int64))
-        rules.append(MaskRule.FULL)
-        begin += length
-    head = np.concatenate([*heads, *blind_heads])
-    if len(head) < fill.min_head:
-        head = np.concatenate([head, np.zeros(fill.min_head - len(head), dtype=np.int64)])
+    num_candidates = 0
+    for row, (sequence, plan) in enumerate(zip(sequences, plans, strict=True)):
+        for number, variant in enumerate(plan):
+            count = len(variant.positions)
+            columns.append(
+                [
+                    np.full(count, row),
+                    variant.positions,
+                    np.full(count, number),
+                    np.full(count, variant.noise_step),
+                    _status(sequence, variant),
+                    sequence.ids[variant.positions],
+                ]
+            )
+            if sequence.is_guided:
+                twins.append(sequence.blind(variant))
+                guided.append(np.arange(num_candidates, num_candidates + count))
+            num_candidates += count
+    variants = [variant for plan in plans for variant in plan] + twins
+    joined = [np.concatenate(column).astype(np.int64) for column in zip(*columns, strict=True)]
+    rows, positions, numbers, steps, status, current = joined
     return PackedStep(
         sequences=tuple(sequences),
-        token_ids=np.concatenate(tokens),
-        position_ids=np.concatenate(position_ids),
-        layout=AttentionLayout.of_lengths([len(t) for t in tokens], rules, merge=fill.merge),
-        head=head,
-        rows=np.concatenate(rows),
-        positions=np.concatenate(positions),
+        variants=tuple(variants),
+        tokens=pack_variants(variants, filler_id, fill or Fill()),
+        rows=rows,
+        positions=positions,
+        numbers=numbers,
+        steps=steps,
+        status=status,
+        current=current,
         guided=np.concatenate(guided) if guided else np.zeros(0, dtype=np.int64),
+        forwards=tuple(
+            sum(variant.forwards for variant in plan) * (2 if sequence.is_guided else 1)
+            for sequence, plan in zip(sequences, plans, strict=True)
+        ),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class RowCommits:
-    """What one row commits in this step: columns, positions ascending."""
-
-    sequence: Sequence
-    positions: Ints
-    token_ids: Ints
-    confidences: Floats
+def _status(sequence: Sequence, variant: Variant) -> Ints:
+    """A position that only a variant of the canvas fills is still masked."""
+    masked = np.isin(variant.positions, sequence.masked_in_block())
+    committed = np.isin(variant.positions, sequence.committed_in_block())
+    return np.select([masked, committed], [Status.MASKED, Status.COMMITTED], Status.AHEAD)

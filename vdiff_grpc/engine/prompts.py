@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
     ChatPrompt,
@@ -47,8 +49,8 @@ def lay_out(
     """
     match prompt:
         case TextPrompt(text, None):
-            ids = _encode_text(text, "text", info, tokenizer, bad)
-            return _continuation(ids, "text", num_new, info, bad)
+            ids = [*info.prefix_ids, *_encode_text(text, "text", info, tokenizer, bad)]
+            return _continuation(ids, "text", num_new, info, bad, info.suffix_ids)
         case TokensPrompt(ids_given):
             ids = _check_ids(ids_given, "token_ids.ids", info, bad)
             return _continuation(ids, "token_ids.ids", num_new, info, bad)
@@ -78,12 +80,20 @@ def lay_out(
 
 
 def _continuation(
-    ids: list[int], field: str, num_new: int, info: ModelInfo, bad: Violations
+    ids: list[int],
+    field: str,
+    num_new: int,
+    info: ModelInfo,
+    bad: Violations,
+    after: tuple[int, ...] = (),
 ) -> tuple[list[int], list[Span]]:
+    """after: what the model wants at a text's end."""
     if not ids and not bad.found:
         bad.add(field, f"{field} is empty; at least 1 token is needed")
     spans = [Span(SpanKind.PROMPT, len(ids)), Span(SpanKind.HOLE, num_new)]
-    return [*ids, *[info.mask_token_id] * num_new], spans
+    if after:
+        spans.append(Span(SpanKind.FROZEN, len(after)))
+    return [*ids, *[info.blank_id] * num_new, *after], spans
 
 
 def _template(
@@ -93,7 +103,12 @@ def _template(
     tokenizer: Tokenizer | None,
     bad: Violations,
 ) -> tuple[list[int], list[Span]]:
-    """Adjacent given segments join in one span; adjacent holes stay holes of their own."""
+    """Adjacent given segments join in one span; adjacent holes stay holes of their own.
+
+    What the model wants around a text stands around the template, unless token ids are among
+    its segments: then it is taken as it is. Where only the beginning is marked, a template that
+    begins with a hole has no beginning to mark.
+    """
     first = paths[0].partition("[")[0] if paths else "infill.segments"
     holes = sum(isinstance(s, Hole) for s in segments)
     if not holes:
@@ -103,6 +118,20 @@ def _template(
         return [], []
     canvas: list[int] = []
     spans: list[Span] = []
+
+    def give(ids: Sequence[int]) -> None:
+        if not ids:
+            return
+        kind = SpanKind.FROZEN if any(s.kind is SpanKind.HOLE for s in spans) else SpanKind.PROMPT
+        canvas.extend(ids)
+        if spans and spans[-1].kind is kind:
+            spans[-1] = Span(kind, spans[-1].length + len(ids))
+        else:
+            spans.append(Span(kind, len(ids)))
+
+    framed = bool(info.suffix_ids) and not any(isinstance(s, tuple) for s in segments)
+    if framed or (not info.suffix_ids and isinstance(next(iter(segments), None), str)):
+        give(info.prefix_ids)
     for segment, path in zip(segments, paths, strict=True):
         if isinstance(segment, Hole):
             if segment.length < 1 or segment.length > info.max_positions:
@@ -111,27 +140,21 @@ def _template(
                     f"hole length ({segment.length}) is not in [1, {info.max_positions}]",
                 )
                 continue
-            canvas += [info.mask_token_id] * segment.length
+            canvas += [info.blank_id] * segment.length
             spans.append(Span(SpanKind.HOLE, segment.length))
             continue
         if isinstance(segment, str):
             field = path if path in ("text", "suffix") else f"{path}.text"
-            ids = _encode_text(segment, field, info, tokenizer, bad, begin=not canvas)
+            give(_encode_text(segment, field, info, tokenizer, bad))
         else:
-            ids = _check_ids(segment, f"{path}.token_ids.ids", info, bad)
-        if not ids:
-            continue
-        kind = SpanKind.FROZEN if any(s.kind is SpanKind.HOLE for s in spans) else SpanKind.PROMPT
-        canvas += ids
-        if spans and spans[-1].kind is kind:
-            spans[-1] = Span(kind, spans[-1].length + len(ids))
-        else:
-            spans.append(Span(kind, len(ids)))
+            give(_check_ids(segment, f"{path}.token_ids.ids", info, bad))
     if any(s.kind is SpanKind.FROZEN for s in spans) and not info.supports_infill:
         bad.add(
             "suffix" if "suffix" in paths else "infill",
             f"the model {info.name} cannot see text after a hole",
         )
+    if framed:
+        give(info.suffix_ids)
     return canvas, spans
 
 
@@ -141,8 +164,6 @@ def _encode_text(
     info: ModelInfo,
     tokenizer: Tokenizer | None,
     bad: Violations,
-    *,
-    begin: bool = True,
 ) -> list[int]:
     if tokenizer is None:
         bad.add(field, f"{field}: the model {info.name} has no tokenizer: send token ids")
@@ -155,7 +176,7 @@ def _encode_text(
             f"{field} has at least {least} tokens, more than the model's {info.max_positions} positions",
         )
         return []
-    ids = tokenizer.encode(text, begin=begin)
+    ids = tokenizer.encode(text)
     _refuse_masks(ids, field, info, bad)
     return ids
 

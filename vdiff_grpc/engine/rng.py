@@ -29,6 +29,7 @@ class Purpose(enum.IntEnum):
 
     TOKEN = 1
     ORDER = 2
+    CANVAS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,10 @@ class Noise(Protocol):
         """[num_positions] uniforms in [0, 1), on the host."""
         ...
 
+    def canvas_tokens(self, rows: NoiseRows, vocab_size: int) -> npt.NDArray[np.int64]:
+        """[num_positions] uniform token ids, on the host: the canvas of a model without a mask."""
+        ...
+
 
 class CounterNoise:
     """The noise that is served."""
@@ -77,7 +82,8 @@ class CounterNoise:
     def token_exponentials(self, rows: NoiseRows, vocab_size: int, device: torch.device) -> Tensor:
         halves = torch.from_numpy(rows.keys(Purpose.TOKEN).view(np.int32).reshape(-1, 2))
         low, high = halves.to(device).unbind(1)
-        x = torch.arange(vocab_size, dtype=torch.int32, device=device)
+        # whole vectors: the same formula for every number, whatever the number of rows
+        x = torch.arange(-(-vocab_size // 32) * 32, dtype=torch.int32, device=device)
         x = x.unsqueeze(0) ^ low.unsqueeze(1)
         _lowbias32_(x)
         x ^= high.unsqueeze(1)
@@ -86,11 +92,15 @@ class CounterNoise:
         # where it is small, which is the end that decides an argmax.
         u = x.to(torch.float32).add_(x < 0, alpha=2.0**32).add_(0.5).mul_(2.0**-32)
         u.clamp_(max=1 - 2.0**-24)  # the highest h round up to 1
-        return u.neg_().log1p_().neg_()
+        return u.neg_().log1p_().neg_()[:, :vocab_size]
 
     def order_uniforms(self, rows: NoiseRows) -> npt.NDArray[np.float32]:
         keys = rows.keys(Purpose.ORDER)
         return ((keys >> _U64(40)).astype(np.float64) * 2.0**-24).astype(np.float32)
+
+    def canvas_tokens(self, rows: NoiseRows, vocab_size: int) -> npt.NDArray[np.int64]:
+        high = rows.keys(Purpose.CANVAS) >> _U64(32)
+        return ((high * _U64(vocab_size)) >> _U64(32)).astype(np.int64)
 
 
 def _lowbias32_(x: Tensor) -> None:

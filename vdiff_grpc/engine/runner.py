@@ -1,4 +1,4 @@
-"""Computes one step: sequences -> packed rows -> logits -> decoding -> commits.
+"""Computes one step: sequences -> packed rows -> logits -> decoding -> changes.
 
 Tensors stay on the device; one copy comes back per step.
 """
@@ -6,19 +6,38 @@ Tensors stay on the device; one copy comes back per step.
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.registry import RULES
+from vdiff_grpc.engine.auxiliary import Auxiliary
+from vdiff_grpc.engine.columns import Columns, Variant
+from vdiff_grpc.engine.decoding.registry import RULES, rule_of
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
 from vdiff_grpc.engine.decoding.stages import Guidance, Sampling, ban_, draw, guide_
 from vdiff_grpc.engine.models.loader import LoadedModel
-from vdiff_grpc.engine.packing import Fill, PackedStep, RowCommits, pack
-from vdiff_grpc.engine.rng import CounterNoise, Noise
-from vdiff_grpc.engine.sequence import Sequence
+from vdiff_grpc.engine.models.row_model import RowModel
+from vdiff_grpc.engine.packing import Fill, PackedStep, pack
+from vdiff_grpc.engine.rng import CounterNoise, Noise, NoiseRows
+from vdiff_grpc.engine.sequence import Sequence, State
 from vdiff_grpc.engine.types import ModelInfo
+
+_RULE_ORDER = {kind: number for number, kind in enumerate(RULES)}
+
+
+@dataclass(frozen=True, slots=True)
+class RowStep:
+    """What one forward pass gives a row: the changes of its logical steps, in order.
+
+    forwards: passes over its canvas.
+    """
+
+    sequence: Sequence
+    steps: list[Columns]
+    forwards: int
 
 
 class Runner:
@@ -34,83 +53,130 @@ class Runner:
         banned_ids: Rows[int],
         noise: Noise | None = None,
         fill: Fill | None = None,
+        auxiliary: Auxiliary | None = None,
     ) -> None:
         self.model = model
         self.fill = fill or Fill()
         self.noise: Noise = noise or CounterNoise()
-        self._filler_id = info.mask_token_id
+        self.auxiliary = auxiliary
+        self._filler_id = info.mask_token_id or 0
+        self._vocab_size = info.vocab_size
         self._banned_ids = self._to_device(np.array(sorted(banned_ids), dtype=np.int64))
         self._end_ids = self._to_device(np.array(info.end_token_ids, dtype=np.int64))
 
     @torch.inference_mode()
-    def step(self, sequences: Rows[Sequence]) -> list[RowCommits]:
-        """One denoising step of every sequence. Changes none of them."""
-        packed = pack(sequences, self.model.shift, self._filler_id, self.fill)
-        return self._decode(packed, self.forward(packed))
+    def step(self, sequences: Rows[Sequence]) -> list[RowStep]:
+        """One forward pass of every sequence, and what it changes. Applies nothing.
+
+        Rows that share a rule stand together, so that each rule sees a slice.
+        """
+        rows = sorted(sequences, key=lambda row: _RULE_ORDER[type(row.params.strategy)])
+        packed = pack(rows, [self._plan(row) for row in rows], self._filler_id, self.fill)
+        logits = self.forward(packed)
+        for variant in packed.variants:
+            if variant.cache is not None:
+                variant.cache.advance(variant.keep)
+        return self._decode(packed, logits)
+
+    def _plan(self, row: Sequence) -> tuple[Variant, ...]:
+        rule = rule_of(row)
+        plan = rule.plan(row)
+        return tuple(self._with_noise(row, v) for v in plan) if rule.noisy_canvas else plan
+
+    def _with_noise(self, row: Sequence, variant: Variant) -> Variant:
+        """Uniform random tokens where nothing is yet."""
+        masked = row.state[variant.position_ids] == State.MASKED
+        positions = variant.position_ids[masked]
+        count = len(positions)
+        address = NoiseRows(
+            np.full(count, row.seed, dtype=np.uint64),
+            np.full(count, variant.noise_step, dtype=np.int64),
+            positions,
+        )
+        ids = variant.token_ids.copy()
+        ids[masked] = self.noise.canvas_tokens(address, self._vocab_size)
+        return variant.replaced(ids, variant.cache)
 
     @torch.inference_mode()
     def forward(self, packed: PackedStep) -> Tensor:
         """[num_head, vocab_size] float32 logits."""
+        if isinstance(self.model, RowModel):
+            return self.model.row_logits(packed.variants)
+        tokens = packed.tokens
         return self.model.logits(
-            self._to_device(packed.token_ids),
-            self._to_device(packed.position_ids),
-            packed.layout,
-            self._to_device(packed.head),
+            self._to_device(tokens.token_ids),
+            self._to_device(tokens.position_ids),
+            tokens.layout,
+            self._to_device(tokens.head),
         )
 
-    def _decode(self, packed: PackedStep, logits: Tensor) -> list[RowCommits]:
-        count = packed.num_candidates
+    def _decode(self, packed: PackedStep, logits: Tensor) -> list[RowStep]:
         if len(packed.guided):
             guide_(logits, self._guidance(packed))
-            logits = logits[: max(count, self.fill.min_head)]
+            logits = logits[: self.fill.head(packed.num_candidates)]
+        candidates = self._candidates(packed, logits)
+        actions = torch.zeros_like(candidates.token_ids)
+        for kind, members in groupby(
+            range(len(packed.sequences)), lambda row: type(packed.sequences[row].params.strategy)
+        ):
+            rows = list(members)
+            begin, end = np.searchsorted(packed.rows, [rows[0], rows[-1] + 1]).tolist()
+            rule = RULES[kind]
+            part = candidates.part(begin, end)
+            if rule.scores_proposals:
+                part = self._score(packed, part, begin, end)
+            sequences = packed.sequences[rows[0] : rows[-1] + 1]
+            parameters = np.array(rule.parameters(sequences), dtype=np.float32)
+            group = Group(
+                sequences,
+                self._to_device(packed.rows[begin:end] - rows[0]),
+                self._to_device(parameters.reshape(len(sequences), -1)),
+            )
+            actions[begin:end] = rule.select(group, part)
+        return self._to_host(packed, candidates, actions)
+
+    def _candidates(self, packed: PackedStep, logits: Tensor) -> Candidates:
+        """The stages that all rules share."""
+        count = packed.num_candidates
         normaliser = logits.logsumexp(dim=-1)
         without_end = self._to_device(packed.without_end())
         ban_(logits, self._banned_ids, self._end_ids, without_end)
         tokens = draw(logits, self._sampling(packed), self.noise)
         likelihood = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
         confidence = (likelihood - normaliser).exp_()
-        candidates = Candidates(tokens[:count], confidence[:count], self._order(packed))
-        chosen = self._select(packed, candidates)
-        # tokens are below 2^31 and float32 has the width of int32: one copy for all
-        columns = torch.stack(
-            [
-                chosen.int(),
-                candidates.token_ids.int(),
-                candidates.confidence.view(torch.int32),
-            ]
+        return Candidates(
+            logits=logits[:count],
+            normaliser=normaliser[:count],
+            token_ids=tokens[:count],
+            confidence=confidence[:count],
+            order=self._order(packed),
+            status=self._to_device(packed.status),
+            current=self._to_device(packed.current),
+            positions=self._to_device(packed.positions),
+            variants=self._to_device(packed.numbers),
         )
-        return _split(packed, columns.cpu().numpy())
 
-    def _select(self, packed: PackedStep, candidates: Candidates) -> Tensor:
-        """Each rule over all rows that use it."""
-        sequences = packed.sequences
-        kinds = [type(s.params.strategy) for s in sequences]
-        used = dict.fromkeys(kinds)
-        if len(used) == 1:
-            rule = RULES[kinds[0]]
-            group = self._group(packed.rows, rule.parameters(sequences))
-            return rule.select(group, candidates)
-        chosen = torch.zeros_like(candidates.token_ids, dtype=torch.bool)
-        for kind in used:
-            rows = [row for row, other in enumerate(kinds) if other is kind]
-            number = np.full(len(sequences), -1, dtype=np.int64)
-            number[rows] = np.arange(len(rows))
-            segments = number[packed.rows]
-            mine = self._to_device(np.flatnonzero(segments >= 0))
-            rule = RULES[kind]
-            group = self._group(
-                segments[segments >= 0], rule.parameters([sequences[row] for row in rows])
-            )
-            part = Candidates(
-                candidates.token_ids[mine], candidates.confidence[mine], candidates.order[mine]
-            )
-            chosen[mine] = rule.select(group, part)
-        return chosen
-
-    def _group(self, segments: np.ndarray, parameters: list[list[float]]) -> Group:
-        return Group(
-            self._to_device(segments), self._to_device(np.array(parameters, dtype=np.float32))
+    def _score(self, packed: PackedStep, part: Candidates, begin: int, end: int) -> Candidates:
+        """With the auxiliary model's opinion of a slice of candidates, and their noise."""
+        assert self.auxiliary is not None, "validation asks for an auxiliary model"
+        rows = packed.rows[begin:end]
+        scores = self.auxiliary.log_probabilities(
+            [packed.sequences[row] for row in np.unique(rows)],
+            np.unique(rows, return_inverse=True)[1],
+            packed.positions[begin:end],
+            part.token_ids,
+            part.logits.shape[1],
         )
+        temperature = packed.of_candidates(self._temperatures(packed))
+        gumbel = torch.zeros_like(part.logits)
+        drawn = begin + np.flatnonzero(temperature[begin:end] > 0)
+        if len(drawn):
+            exponentials = self.noise.token_exponentials(
+                packed.noise_rows(drawn), gumbel.shape[1], gumbel.device
+            )
+            heat = self._to_device(temperature[drawn].astype(np.float32)).unsqueeze(1)
+            gumbel[self._to_device(drawn - begin)] = -exponentials.log_() * heat
+        return part.scored(scores, gumbel)
 
     def _guidance(self, packed: PackedStep) -> Guidance:
         scales = packed.of_candidates([s.params.cfg_scale for s in packed.sequences])
@@ -124,7 +190,7 @@ class Runner:
 
     def _sampling(self, packed: PackedStep) -> Sampling | None:
         params = [s.params for s in packed.sequences]
-        temperature = packed.of_candidates([p.temperature for p in params])
+        temperature = packed.of_candidates(self._temperatures(packed))
         drawn = np.flatnonzero(temperature > 0)
         if not len(drawn):
             return None
@@ -139,31 +205,50 @@ class Runner:
             filtered=bool((top_k > 0).any() or (top_p < 1).any()),
         )
 
+    def _temperatures(self, packed: PackedStep) -> list[float]:
+        return [rule_of(s).temperature(s) for s in packed.sequences]
+
     def _order(self, packed: PackedStep) -> Tensor:
         count = packed.num_candidates
-        if not any(RULES[type(s.params.strategy)].draws_order(s) for s in packed.sequences):
+        if not any(rule_of(s).draws_order(s) for s in packed.sequences):
             return torch.zeros(count, device=self.model.device)
         return self._to_device(self.noise.order_uniforms(packed.noise_rows(np.arange(count))))
 
+    def _to_host(
+        self, packed: PackedStep, candidates: Candidates, actions: Tensor
+    ) -> list[RowStep]:
+        """One copy for all, and each rule's own part on the host."""
+        # tokens are below 2^31 and float32 has the width of int32
+        columns = [
+            actions.int(),
+            candidates.token_ids.int(),
+            candidates.confidence.view(torch.int32),
+        ]
+        wanted = max(s.params.top_logprobs for s in packed.sequences)
+        if wanted:
+            values, ids = candidates.logits.topk(wanted, dim=-1)
+            values -= candidates.normaliser.unsqueeze(1)
+            columns += [*ids.int().unbind(1), *values.view(torch.int32).unbind(1)]
+        host = torch.stack(columns).cpu().numpy()
+        bounds = np.searchsorted(packed.rows, np.arange(len(packed.sequences) + 1))
+        steps = []
+        for row, sequence in enumerate(packed.sequences):
+            mine = slice(bounds[row], bounds[row + 1])
+            proposals = Columns(
+                packed.numbers[mine],
+                packed.positions[mine],
+                host[1, mine].astype(np.int64),
+                host[2, mine].view(np.float32),
+                host[0, mine].astype(np.int64),
+            )
+            if sequence.params.top_logprobs:
+                proposals = proposals.with_top(
+                    host[3 : 3 + wanted, mine].T.astype(np.int64),
+                    host[3 + wanted :, mine].view(np.float32).T,
+                )
+            settled = rule_of(sequence).settle(sequence, proposals)
+            steps.append(RowStep(sequence, settled, packed.forwards[row]))
+        return steps
+
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.model.device, non_blocking=True)
-
-
-def _split(packed: PackedStep, columns: np.ndarray) -> list[RowCommits]:
-    """columns: [3, num_candidates] int32: chosen, token id, confidence's bits."""
-    chosen = columns[0].astype(np.bool_)
-    confidences = columns[2].view(np.float32)
-    bounds = np.searchsorted(packed.rows, np.arange(len(packed.sequences) + 1))
-    commits = []
-    for row, sequence in enumerate(packed.sequences):
-        mine = slice(bounds[row], bounds[row + 1])
-        keep = chosen[mine]
-        commits.append(
-            RowCommits(
-                sequence,
-                packed.positions[mine][keep],
-                columns[1][mine][keep].astype(np.int64),
-                confidences[mine][keep],
-            )
-        )
-    return commits

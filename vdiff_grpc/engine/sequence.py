@@ -1,20 +1,23 @@
-"""One output's canvas and its progress: the one mutable class. Knows no tensors of the device.
+"""One output's canvas and its progress: the one mutable class.
 
 A canvas is per-position state: prompt, frozen, masked or committed. "Is prompt" is state, never
 "id differs from the mask's". Blocks number the generated positions, so that a hole in the
-middle, two holes or a suffix are the same thing as a continuation.
+middle, two holes or a suffix are the same thing as a continuation; only where attention itself
+has blocks do they follow the canvas.
 """
 
 from __future__ import annotations
 
 import enum
 import time
-from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from vdiff_grpc.engine.attention import MaskRule
+from vdiff_grpc.engine.attention import CAUSAL, FULL, MaskRule, block_causal
+from vdiff_grpc.engine.caches.row_cache import RowCache
+from vdiff_grpc.engine.columns import Action, Bools, Columns, Floats, Ints, Variant
 from vdiff_grpc.engine.text import TextStream
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
@@ -24,18 +27,8 @@ from vdiff_grpc.engine.types import (
     Output,
     ResolvedRequest,
     SpanKind,
-    StepUpdate,
-    UpdateKind,
+    TopTokens,
 )
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
-
-
-_MASK_RULES = {
-    AttentionPattern.FULL: MaskRule.FULL,
-    AttentionPattern.CAUSAL: MaskRule.CAUSAL,
-}
 
 
 class State(enum.IntEnum):
@@ -51,28 +44,16 @@ _SPAN_STATES = {
     SpanKind.PROMPT: State.PROMPT,
     SpanKind.FROZEN: State.FROZEN,
     SpanKind.HOLE: State.MASKED,
+    SpanKind.SURPLUS: State.MASKED,
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One canvas to compute: ids and positions [length], and the positions whose logits count."""
-
-    token_ids: Ints
-    position_ids: Ints
-    rule: MaskRule
-    wanted: Ints
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardPlan:
-    """What a row wants of the next forward pass: one variant, or more (guidance: two)."""
-
-    variants: tuple[Variant, ...]
-
-
 class Sequence:
-    """One output of a request, from its first step to its last."""
+    """One output of a request, from its first step to its last.
+
+    memory: the decoding rule's own state of this row; of device tensors, if it likes.
+    step_in_block: logical steps taken in the active block.
+    """
 
     def __init__(
         self,
@@ -87,8 +68,10 @@ class Sequence:
         self.params = request.params
         self.index = index
         self.seed = request.seeds[index]
-        self.mask_token_id = info.mask_token_id
-        self.mask_rule = _MASK_RULES[info.attention]
+        self.mask_token_id = info.blank_id
+        self.shift = info.shift
+        self.attention = info.attention
+        self.mask_rule = _mask_rule(info)
         self.ids: Ints = np.array(request.canvas, dtype=np.int64)
         self.position_ids: Ints = np.arange(len(self.ids), dtype=np.int64)
         self.state = np.repeat(
@@ -98,6 +81,7 @@ class Sequence:
         self.generated: Ints = np.flatnonzero(self.state == State.MASKED)
         self.confidences: Floats = np.zeros(len(self.ids), dtype=np.float32)
         self.commit_steps: Ints = np.zeros(len(self.ids), dtype=np.int64)
+        self.top_tokens: dict[int, TopTokens] = {}
         self.bans_end = self._positions_without_end()
         hole_ends = np.cumsum([s.length for s in request.spans if s.kind is SpanKind.HOLE])
         ends = set(self.params.stop_token_ids)
@@ -107,12 +91,17 @@ class Sequence:
         self.text = TextStream(
             index, tokenizer, self.params.stop_strings, frozenset(ends), hole_ends.tolist()
         )
+        self.memory: Any = None
         self.step = 0
         self.forward_passes = 0
         self.num_remasked = 0
+        self.num_revised = 0
         self.first_commit_ns = 0
-        self.block = 0
-        self.block_steps = _split_steps(self.params.steps, len(self.generated), self.block_length)
+        self.blocks = _split_blocks(self.generated, self.params.block_length, info)
+        self.block_steps = _split_steps(
+            self._total_steps(), [b.stop - b.start for b in self.blocks]
+        )
+        self._caches: dict[int, RowCache] = {}
         self._enter_block(0)
 
     @property
@@ -120,77 +109,144 @@ class Sequence:
         return self.params.block_length
 
     @property
-    def num_variants(self) -> int:
-        return 2 if self.params.cfg_scale > 0 else 1
+    def is_guided(self) -> bool:
+        return self.params.cfg_scale > 0
 
     @property
     def num_step_tokens(self) -> int:
-        """Canvas tokens that one step of this row computes."""
-        return len(self.ids) * self.num_variants
+        """Most canvas tokens that one step of this row computes."""
+        tokens = self.params.strategy.step_tokens(len(self.ids), self.block_length)
+        return tokens * (2 if self.is_guided else 1)
 
     @property
     def finished(self) -> bool:
         return self.text.end is not None
 
+    # --- what a decoding rule asks ------------------------------------------
+
+    def block_positions(self) -> Ints:
+        """Canvas positions of the active block, ascending."""
+        positions: Ints = self.generated[self.blocks[self.block]]
+        return positions
+
     def masked_in_block(self) -> Ints:
         """Canvas positions of the active block that are still masked, ascending."""
-        positions: Ints = self.generated[self._block_slice()]
-        masked: Ints = positions[self.state[positions] == State.MASKED]
-        return masked
+        return self._in_state(self.block_positions(), State.MASKED)
 
-    def plan(self) -> ForwardPlan:
-        """Logits are wanted for the active block's masked positions only."""
-        wanted = self.masked_in_block()
-        variants = [Variant(self.ids, self.position_ids, self.mask_rule, wanted)]
-        if self.params.cfg_scale > 0:
-            blind = self.ids.copy()
-            blind[self.state <= State.FROZEN] = self.mask_token_id
-            variants.append(Variant(blind, self.position_ids, self.mask_rule, wanted))
-        return ForwardPlan(tuple(variants))
+    def committed_in_block(self) -> Ints:
+        """Canvas positions of the active block that are filled, ascending."""
+        return self._in_state(self.block_positions(), State.COMMITTED)
 
-    def scheduled_commits(self) -> int:
-        """A fixed schedule's share of this step: an even split of the block's masks.
+    def masked_ahead(self) -> Ints:
+        """Masked canvas positions of the blocks after the active one, ascending."""
+        return self._in_state(self.generated[self.blocks[self.block].stop :], State.MASKED)
+
+    @property
+    def steps_in_block(self) -> int:
+        """Scheduled steps of the active block."""
+        return self.block_steps[self.block]
+
+    def scheduled_commits(self, ahead: int = 0) -> int:
+        """A fixed schedule's share of this step, or of one `ahead`: an even split of the masks.
 
         Earlier steps take the remainder. Source: LLaDA, ML-GSAI/LLaDA generate.py b7e6c35.
         """
-        steps = self.block_steps[self.block]
-        share, rest = divmod(self._block_masks, steps)
-        return share + (self._step_in_block < rest)
+        step = self.step_in_block + ahead
+        if step >= self.steps_in_block:
+            return 0
+        share, rest = divmod(self._block_masks, self.steps_in_block)
+        return share + (step < rest)
 
-    def commit(self, positions: Ints, token_ids: Ints, confidences: Floats) -> None:
-        """Fills positions (ascending, masked) and ends the step."""
-        assert (self.state[positions] == State.MASKED).all(), "a commit must fill masks"
-        self.ids[positions] = token_ids
-        self.state[positions] = State.COMMITTED
-        self.confidences[positions] = confidences
+    def variant(
+        self, positions: Ints, ids: Ints | None = None, noise_step: int | None = None
+    ) -> Variant:
+        """The canvas, or `ids` in its place, with logits wanted at these canvas positions.
+
+        Only what is not cached is computed, and nothing that no wanted position can see.
+        """
+        ids = self.ids if ids is None else ids
+        begin, end, keep, cache = 0, len(ids), 0, None
+        if self.attention is AttentionPattern.CAUSAL:
+            cache = self.cache(0)
+            begin = cache.length
+            end = int(positions[-1]) - self.shift + 1
+            keep = end - begin
+        elif self.attention is AttentionPattern.BLOCK_CAUSAL:
+            cache = self.cache(0)
+            begin = cache.length
+            first = int(self.block_positions()[0])
+            keep = first - first % self.block_length - begin
+            end = min(len(ids), begin + keep + self.block_length)
+            positions = positions[positions < end]  # later blocks are not computed
+        return Variant(
+            token_ids=ids[begin:end],
+            position_ids=self.position_ids[begin:end],
+            rule=self.mask_rule,
+            heads=np.maximum(positions - self.shift, 0) - begin,
+            positions=positions,
+            noise_step=self.step if noise_step is None else noise_step,
+            cache=cache,
+            keep=keep,
+        )
+
+    def blind(self, variant: Variant) -> Variant:
+        """The variant's unconditional twin: what was given is masked."""
+        given = self.state[variant.position_ids] <= State.FROZEN
+        ids = np.where(given, self.mask_token_id, variant.token_ids)
+        cache = None if variant.cache is None else self.cache(1)
+        return variant.replaced(ids, cache)
+
+    def cache(self, stream: int) -> RowCache:
+        """Kept keys and values: of the canvas (0), its blind twin (1), the auxiliary model (2)."""
+        return self._caches.setdefault(stream, RowCache(len(self.ids)))
+
+    # --- what a step changes -------------------------------------------------
+
+    def apply(self, changes: Columns) -> None:
+        """One logical step's changes to the canvas. Counts the step in its block."""
+        positions, actions = changes.positions, changes.actions
+        unmask, remask = actions == Action.UNMASK, actions == Action.REMASK
+        expected = np.where(unmask, State.MASKED, State.COMMITTED)
+        assert (self.state[positions] == expected).all(), "masks are filled, the filled changed"
+        self.ids[positions] = np.where(remask, self.mask_token_id, changes.token_ids)
+        self.state[positions] = np.where(remask, State.MASKED, State.COMMITTED)
+        self.confidences[positions] = np.where(remask, 0, changes.confidences)
         self.commit_steps[positions] = self.step
+        self.num_remasked += int(remask.sum())
+        self.num_revised += int((actions == Action.REVISE).sum())
+        if self.params.top_logprobs:
+            self._keep_top(changes)
         if len(positions) and not self.first_commit_ns:
             self.first_commit_ns = time.monotonic_ns()
-        self.forward_passes += self.num_variants
-        self._push_text()
+        self.step_in_block += 1
 
-    def advance(self) -> None:
-        """On to the next step, and to the next block when this one is full."""
+    def settle(self, *, block_done: bool) -> None:
+        """Hands on the tokens that can no longer change and follow the text without a gap."""
+        settled = len(self.generated)
+        if self.params.strategy.REVOCABLE:
+            block = self.blocks[self.block]
+            settled = block.stop if block_done else block.start
+        while self.text.num_pushed < settled and not self.finished:
+            position = int(self.generated[self.text.num_pushed])
+            if self.state[position] != State.COMMITTED:
+                return
+            self.text.push(
+                int(self.ids[position]),
+                position,
+                int(self.commit_steps[position]),
+                float(self.confidences[position]),
+                self.top_tokens.get(position),
+            )
+
+    def advance(self, *, block_done: bool) -> bool:
+        """On to the next step, and to the next block when this one is done: then True."""
         self.step += 1
-        self._step_in_block += 1
-        if not self.finished and not len(self.masked_in_block()):
+        if block_done and not self.finished:
             self._enter_block(self.block + 1)
+            return True
+        return False
 
-    def update(self, positions: Ints) -> StepUpdate:
-        """What this step filled, as told to the caller."""
-        ids = self.ids[positions].tolist()
-        tokenizer = self.tokenizer
-        return StepUpdate(
-            output_index=self.index,
-            step=self.step,
-            block=self.block,
-            forward_passes=self.forward_passes,
-            kind=UpdateKind.UNMASK,
-            positions=tuple(positions.tolist()),
-            token_ids=tuple(ids),
-            confidences=tuple(self.confidences[positions].tolist()),
-            texts=tuple(tokenizer.token_text(i) if tokenizer else "" for i in ids),
-        )
+    # --- what is told ---------------------------------------------------------
 
     def snapshot(self) -> CanvasSnapshot:
         return CanvasSnapshot(
@@ -220,31 +276,37 @@ class Sequence:
             steps=self.step,
             blocks=self.block + 1,
             remasked=self.num_remasked,
+            revised=self.num_revised,
             canvas=tuple(self.ids.tolist()),
         )
 
-    def _block_slice(self) -> slice:
-        return slice(self.block * self.block_length, (self.block + 1) * self.block_length)
+    def _in_state(self, positions: Ints, state: State) -> Ints:
+        found: Ints = positions[self.state[positions] == state]
+        return found
 
     def _enter_block(self, block: int) -> None:
         self.block = block
         self._block_masks = len(self.masked_in_block())
-        self._step_in_block = 0
+        self.step_in_block = 0
 
-    def _push_text(self) -> None:
-        """Hands on the tokens that now follow the committed prefix without a gap."""
-        while self.text.num_pushed < len(self.generated) and not self.finished:
-            position = self.generated[self.text.num_pushed]
-            if self.state[position] != State.COMMITTED:
-                return
-            self.text.push(
-                int(self.ids[position]),
-                int(position),
-                int(self.commit_steps[position]),
-                float(self.confidences[position]),
-            )
+    def _keep_top(self, changes: Columns) -> None:
+        assert changes.top_ids is not None
+        assert changes.top_logprobs is not None
+        count = self.params.top_logprobs
+        for i, position in enumerate(changes.positions.tolist()):
+            ids = tuple(changes.top_ids[i, :count].tolist())
+            data = tuple(self.tokenizer.token_bytes(t) for t in ids) if self.tokenizer else ()
+            logprobs = tuple(changes.top_logprobs[i, :count].tolist())
+            self.top_tokens[position] = TopTokens(ids, logprobs, data)
 
-    def _positions_without_end(self) -> npt.NDArray[np.bool_]:
+    def _total_steps(self) -> int | None:
+        """The surplus of a last block gets its share beside what was asked for."""
+        steps, asked = self.params.steps, self.params.max_new_tokens
+        if steps is None:
+            return None
+        return steps + (len(self.generated) - asked) * steps // asked
+
+    def _positions_without_end(self) -> Bools:
         """Where end tokens may not be drawn: everywhere on request, and before frozen text."""
         if self.params.ignore_eos:
             return np.ones(len(self.ids), dtype=np.bool_)
@@ -253,21 +315,38 @@ class Sequence:
         return self.position_ids < last
 
 
-def _split_steps(steps: int | None, num_positions: int, block_length: int) -> tuple[int, ...]:
+def _mask_rule(info: ModelInfo) -> MaskRule:
+    if info.attention is AttentionPattern.BLOCK_CAUSAL:
+        assert info.block_length is not None, "block-causal attention has a block length"
+        return block_causal(info.block_length)
+    return CAUSAL if info.attention is AttentionPattern.CAUSAL else FULL
+
+
+def _split_blocks(generated: Ints, block_length: int, info: ModelInfo) -> list[slice]:
+    """Slices of the generated positions that are filled one after the other."""
+    if info.attention is AttentionPattern.BLOCK_CAUSAL:
+        numbers = generated // block_length
+    elif info.attention is AttentionPattern.CAUSAL:
+        numbers = np.arange(len(generated))
+    else:
+        numbers = np.arange(len(generated)) // block_length
+    bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(generated)]
+    return [slice(begin, end) for begin, end in pairwise(bounds)]
+
+
+def _split_steps(steps: int | None, sizes: list[int]) -> list[int]:
     """Steps of each block: one at least, the rest in proportion to the blocks' lengths.
 
     With equal blocks and a number of steps that divides evenly this is LLaDA's split.
     """
-    sizes = [
-        min(block_length, num_positions - begin) for begin in range(0, num_positions, block_length)
-    ]
     if steps is None:
-        return tuple(sizes)
-    spare, weight = steps - len(sizes), num_positions - len(sizes)
-    split, begin = [], 0
-    for size in sizes:
-        end = begin + size - 1
-        more = spare * end // weight - spare * begin // weight if weight else 0
-        split.append(1 + more)
-        begin = end
-    return tuple(split)
+        return sizes
+    ends = np.cumsum(sizes)
+    if steps >= ends[-1]:  # more than one step for a position
+        shares = steps * ends // ends[-1]
+    else:
+        # beyond one step for each block, a block can use one for each further position
+        numbers = np.arange(1, len(sizes) + 1)
+        shares = numbers + (steps - len(sizes)) * (ends - numbers) // (ends[-1] - len(sizes))
+    split: list[int] = np.diff(shares, prepend=0).tolist()
+    return split

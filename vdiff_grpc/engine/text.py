@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.types import Committed, FinishReason, Tokens
+from vdiff_grpc.engine.types import Committed, FinishReason, Tokens, TopTokens
 
 
 @dataclass(slots=True)
@@ -24,6 +24,7 @@ class _Column:
     confidence: float
     token_bytes: bytes
     text_offset: int
+    top: TopTokens | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,14 @@ class TextStream:
     def __post_init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token: int, position: int, step: int, confidence: float) -> None:
+    def push(
+        self,
+        token: int,
+        position: int,
+        step: int,
+        confidence: float,
+        top: TopTokens | None = None,
+    ) -> None:
         """The next token. Ignored after the end."""
         if self.end is not None:
             return
@@ -70,7 +78,7 @@ class TextStream:
             return
         data = self.tokenizer.token_bytes(token) if self.tokenizer else b""
         offset = len(self._seen) + self._broken_before(data)
-        self._waiting.append(_Column(token, position, step, confidence, data, offset))
+        self._waiting.append(_Column(token, position, step, confidence, data, offset, top))
         before = len(self._seen)
         self._seen += self._decoder.decode(data)
         if self.stop_strings and self._match_stop(before):
@@ -151,6 +159,7 @@ class TextStream:
             tuple(c.confidence for c in columns),
             tuple(c.token_bytes for c in columns),
             tuple(c.text_offset for c in columns),
+            tuple(c.top for c in columns if c.top is not None),
         )
         self.text += text
         self.tokens = self.tokens + tokens

@@ -78,9 +78,9 @@ class Tokenizer:
         """Ids that stand for a token; a model's vocabulary is often rounded up beyond them."""
         return frozenset(self._bytes)
 
-    def encode(self, text: str, *, begin: bool = True) -> list[int]:
-        """begin: with the tokens that the model expects at a text's beginning (and end)."""
-        return list(self._rust.encode(text, add_special_tokens=begin).ids)
+    def encode(self, text: str) -> list[int]:
+        """The text alone: what a model wants around it is ModelInfo's prefix and suffix."""
+        return list(self._rust.encode(text, add_special_tokens=False).ids)
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
         """The conversation in the model's chat template, up to where the answer begins.
@@ -97,7 +97,7 @@ class Tokenizer:
             )
         except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(f"the chat template refuses it: {error}") from error
-        return self.encode(text, begin=False)
+        return self.encode(text)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The token's own bytes; none for special and undefined tokens."""

@@ -8,31 +8,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from vdiff_grpc.engine.strategies import FixedSchedule, Strategy
+
 # --- what a caller asks -----------------------------------------------------
-
-
-class Remasking(enum.Enum):
-    """Which positions a fixed schedule keeps first."""
-
-    LOW_CONFIDENCE = "low_confidence"
-    RANDOM = "random"
-
-
-@dataclass(frozen=True, slots=True)
-class FixedSchedule:
-    """LLaDA's rule: an even share of the block's masks at every step."""
-
-    remasking: Remasking = Remasking.LOW_CONFIDENCE
-
-
-@dataclass(frozen=True, slots=True)
-class ConfidenceThreshold:
-    """Fast-dLLM's rule: all predictions at least this confident. None: the default, 0.9."""
-
-    threshold: float | None = None
-
-
-Strategy = FixedSchedule | ConfidenceThreshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +67,7 @@ class RequestParams:
     steps: int | None = None
     cfg_scale: float | None = None
     strategy: Strategy | None = None
+    top_logprobs: int | None = None
 
 
 class Granularity(enum.Enum):
@@ -130,13 +109,15 @@ class SamplingParams:
     block_length: int
     steps: int | None  # None: the strategy has no schedule
     cfg_scale: float
-    strategy: Strategy
+    strategy: Strategy  # every parameter filled in
+    top_logprobs: int
 
 
 class SpanKind(enum.Enum):
     PROMPT = "prompt"
     FROZEN = "frozen"
     HOLE = "hole"
+    SURPLUS = "surplus"  # generated, but beyond the answer: the rest of a last block
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +130,7 @@ class Span:
 class ResolvedRequest:
     """A validated request. Only `validation.resolve` makes one.
 
-    canvas: token ids of every position, the mask id in holes.
+    canvas: token ids of every position, ModelInfo.blank_id where nothing is yet.
     spans: cover the canvas in order, without gaps.
     seeds: one per output.
     is_template: the caller gave text after a hole, or holes: each hole's text is told.
@@ -170,15 +151,28 @@ class ResolvedRequest:
     @property
     def num_prompt_tokens(self) -> int:
         """Given positions: prompt and frozen."""
-        return sum(span.length for span in self.spans if span.kind is not SpanKind.HOLE)
+        given = (SpanKind.PROMPT, SpanKind.FROZEN)
+        return sum(span.length for span in self.spans if span.kind in given)
 
 
 # --- what the engine says ---------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
+class TopTokens:
+    """The most likely tokens of one position, falling. logprobs: natural, as of Tokens.confidences."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    token_bytes: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
-    """Generated tokens as parallel columns, in the order of their canvas positions."""
+    """Generated tokens as parallel columns, in the order of their canvas positions.
+
+    top_tokens: empty unless SamplingParams.top_logprobs.
+    """
 
     ids: tuple[int, ...] = ()
     positions: tuple[int, ...] = ()
@@ -186,6 +180,7 @@ class Tokens:
     confidences: tuple[float, ...] = ()
     token_bytes: tuple[bytes, ...] = ()
     text_offsets: tuple[int, ...] = ()
+    top_tokens: tuple[TopTokens, ...] = ()
 
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(
@@ -195,6 +190,7 @@ class Tokens:
             self.confidences + other.confidences,
             self.token_bytes + other.token_bytes,
             self.text_offsets + other.text_offsets,
+            self.top_tokens + other.top_tokens,
         )
 
 
@@ -261,6 +257,7 @@ class Output:
     steps: int
     blocks: int
     remasked: int
+    revised: int
     canvas: tuple[int, ...]
 
 
@@ -299,11 +296,18 @@ class AttentionPattern(enum.Enum):
     FULL = "full"
     BLOCK_CAUSAL = "block_causal"
     CAUSAL = "causal"
+    CANVAS = "canvas"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a checkpoint is, read from its config files before the weights load."""
+    """What a checkpoint is, read from its config files before the weights load.
+
+    shift: logits of position p - shift predict position p.
+    block_length: of a block-causal model's attention; its blocks begin at multiples of it.
+    prefix_ids, suffix_ids: what the model wants around a text.
+    auxiliary: the autoregressive model beside it, by name; empty when there is none.
+    """
 
     name: str
     path: str
@@ -312,12 +316,23 @@ class ModelInfo:
     attention: AttentionPattern
     vocab_size: int
     max_positions: int
-    mask_token_id: int
+    mask_token_id: int | None
     end_token_ids: tuple[int, ...]
     supports_infill: bool
     strategies: tuple[str, ...]
+    default_strategy: Strategy = FixedSchedule()
     default_temperature: float = 0.0
     suppressed_ids: tuple[int, ...] = ()  # never generated, by the checkpoint's own word
+    shift: int = 0
+    block_length: int | None = None
+    prefix_ids: tuple[int, ...] = ()
+    suffix_ids: tuple[int, ...] = ()
+    auxiliary: str = ""
+
+    @property
+    def blank_id(self) -> int:
+        """Stands where nothing is yet: the mask, or an id outside the vocabulary."""
+        return self.vocab_size if self.mask_token_id is None else self.mask_token_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,3 +387,4 @@ class EngineConfig:
     default_max_new_tokens: int = 128
     default_block_length: int = 32
     served_names: tuple[str, ...] = field(default=())
+    aux_model_path: str = ""

@@ -12,13 +12,14 @@ import time
 from typing import Any, TypeVar
 
 from vdiff_grpc.engine.prompts import Violations, lay_out
+from vdiff_grpc.engine.strategies import AdaptiveParallel, Strategy
+from vdiff_grpc.engine.strategy_checks import resolve_steps, resolve_strategy
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
+    AttentionPattern,
     ChatPrompt,
-    ConfidenceThreshold,
     EngineConfig,
     EngineLimits,
-    FixedSchedule,
     InfillPrompt,
     ModelInfo,
     Prompt,
@@ -28,7 +29,6 @@ from vdiff_grpc.engine.types import (
     SamplingParams,
     Span,
     SpanKind,
-    Strategy,
     TextPrompt,
     TokensPrompt,
 )
@@ -41,7 +41,7 @@ MAX_CFG_SCALE = 16.0
 MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_SEED = 2**64 - 1
-DEFAULT_THRESHOLD = 0.9
+MAX_TOP_LOGPROBS = 20
 
 
 def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
@@ -49,14 +49,23 @@ def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
     canvas = min(info.max_positions, config.max_step_tokens)
     if config.max_canvas_tokens:
         canvas = min(canvas, config.max_canvas_tokens)
-    if canvas < 2:
+    least = 2
+    if info.block_length is not None:
+        # a canvas of a block-causal model is rounded up to whole blocks
+        aligned = info.attention is AttentionPattern.BLOCK_CAUSAL
+        least = max(2, info.block_length) if aligned else 1 + info.block_length
+    if canvas < least:
         raise CheckpointError(
-            f"max_canvas_tokens ({canvas}) leaves no room for a prompt and an answer; 2 at least"
+            f"max_canvas_tokens ({canvas}) leaves no room for a prompt and an answer; "
+            f"{least} at least"
         )
+    if info.attention is AttentionPattern.BLOCK_CAUSAL:
+        canvas -= canvas % (info.block_length or 1)
+    block_length = _only_block_length(info)
     return EngineLimits(
         max_canvas_tokens=canvas,
         max_new_tokens=canvas,
-        max_block_length=canvas,
+        max_block_length=block_length or canvas,
         # more rows than there are places could never be admitted
         max_n=min(config.max_n, config.max_running_rows + config.max_waiting_rows),
         max_running_rows=config.max_running_rows,
@@ -64,12 +73,13 @@ def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
         max_step_tokens=config.max_step_tokens,
         max_request_time_s=config.max_request_time_s,
         default_max_new_tokens=min(config.default_max_new_tokens, canvas),
-        default_block_length=min(config.default_block_length, canvas),
+        default_block_length=block_length or min(config.default_block_length, canvas),
     )
 
 
 def defaults(info: ModelInfo, limits: EngineLimits) -> SamplingParams:
     """What a request gets that says nothing. Its seed, drawn per request, is 0 here."""
+    strategy = info.default_strategy.resolved()
     return SamplingParams(
         max_new_tokens=limits.default_max_new_tokens,
         temperature=info.default_temperature,
@@ -81,9 +91,10 @@ def defaults(info: ModelInfo, limits: EngineLimits) -> SamplingParams:
         stop_token_ids=(),
         ignore_eos=False,
         block_length=limits.default_block_length,
-        steps=limits.default_max_new_tokens,
+        steps=limits.default_max_new_tokens if strategy.HAS_STEPS else None,
         cfg_scale=0.0,
-        strategy=FixedSchedule(),
+        strategy=strategy,
+        top_logprobs=0,
     )
 
 
@@ -100,6 +111,7 @@ def resolve(
         bad.add("options.stride", f"stride ({request.stride}) must be at least 1")
     _check_sampling(asked, info, limits, bad)
     _check_stop_ids(asked, info, tokenizer, bad)
+    strategy = resolve_strategy(asked.strategy, info, bad)
     if asked.stop_strings and tokenizer is None:
         bad.add("sampling.stop.strings", f"stop strings: the model {info.name} has no tokenizer")
     infill = isinstance(request.prompt, InfillPrompt)
@@ -117,6 +129,8 @@ def resolve(
     num_new = sum(span.length for span in spans if span.kind is SpanKind.HOLE)
     given = len(canvas) - num_new
     room = limits.max_canvas_tokens - given
+    if info.attention is AttentionPattern.CANVAS:
+        room -= room % (info.block_length or 1)
     if num_new > room:
         if room < 1 and not infill:
             bad.add(
@@ -134,21 +148,25 @@ def resolve(
         # the default gives way to a long prompt
         canvas, spans = lay_out(request.prompt, info, tokenizer, room, bad)
         num_new = room
+    _check_beginning(request.prompt, spans, strategy, info, bad)
     num_holes = sum(span.kind is SpanKind.HOLE for span in spans)
     if num_holes > 1 and (asked.stop_strings or asked.stop_token_ids):
         bad.add("sampling.stop", f"stop cannot be used with several holes ({num_holes})")
 
+    surplus = _surplus(info, given, num_new)
+    if surplus:
+        canvas = [*canvas, *[info.blank_id] * surplus]
+        spans = [*spans, Span(SpanKind.SURPLUS, surplus)]
+
     n = _or(asked.n, base.n)
     cfg_scale = _or(asked.cfg_scale, base.cfg_scale)
-    if cfg_scale > 0 and 2 * len(canvas) > limits.max_step_tokens:
-        bad.add(
-            "diffusion.cfg_scale",
-            f"cfg_scale ({cfg_scale:g}) computes the canvas twice, and twice {len(canvas)} tokens "
-            f"exceed the server's limit per step ({limits.max_step_tokens})",
-        )
-    strategy = _resolve_strategy(asked.strategy, info, bad)
-    block_length = min(_or(asked.block_length, base.block_length), num_new)
-    steps = _resolve_steps(asked.steps, strategy, num_new, block_length, bad)
+    block_length = _only_block_length(info) or min(
+        _or(asked.block_length, base.block_length), num_new
+    )
+    _check_step(strategy, len(canvas), block_length, cfg_scale, limits, bad)
+    # counted from the end: a block-causal model's first block may be given in part
+    num_blocks = -(-(num_new + surplus) // block_length)
+    steps = resolve_steps(asked.steps, strategy, num_new, num_blocks, limits, bad)
     bad.raise_if_any()
 
     seed = secrets.randbits(53) if asked.seed is None else asked.seed
@@ -171,6 +189,7 @@ def resolve(
             steps=steps,
             cfg_scale=cfg_scale,
             strategy=strategy,
+            top_logprobs=_or(asked.top_logprobs, base.top_logprobs),
         ),
         seeds=tuple(output_seed(seed, index) for index in range(n)),
         is_template=infill
@@ -250,9 +269,29 @@ def _check_sampling(
     whole("sampling.top_k", 0, info.vocab_size, "the vocabulary")
     whole("sampling.seed", 0, MAX_SEED, "the largest seed")
     whole("sampling.n", 1, limits.max_n, "the server's limit")
-    whole("diffusion.block_length", 1, limits.max_block_length, "the model's limit")
-    whole("diffusion.steps", 1, limits.max_new_tokens, "the model's limit of new tokens")
+    whole(
+        "sampling.top_logprobs",
+        0,
+        min(MAX_TOP_LOGPROBS, info.vocab_size),
+        "the limit" if info.vocab_size >= MAX_TOP_LOGPROBS else "the vocabulary",
+    )
+    if (only := _only_block_length(info)) is None:
+        whole("diffusion.block_length", 1, limits.max_block_length, "the model's limit")
+    elif asked.block_length not in (None, only):
+        bad.add(
+            "diffusion.block_length",
+            f"block_length ({asked.block_length}) must be that of the model {info.name} ({only})",
+        )
+    if asked.steps is not None and asked.steps < 1:
+        bad.add("diffusion.steps", f"steps ({asked.steps}) must be at least 1")
     within("diffusion.cfg_scale", 0.0, MAX_CFG_SCALE)
+    causal = info.attention is AttentionPattern.CAUSAL
+    if (asked.cfg_scale or 0.0) > 0 and (causal or info.mask_token_id is None):
+        bad.add(
+            "diffusion.cfg_scale",
+            f"cfg_scale ({asked.cfg_scale:g}) cannot be set: the model {info.name} "
+            f"{'is causal' if causal else 'has no mask token'}",
+        )
     _check_stops(asked, info, bad)
 
 
@@ -295,56 +334,49 @@ def _check_stop_ids(
             bad.add(f"sampling.stop.token_ids[{index}]", f"stop token id ({token}) {why}")
 
 
-def _resolve_strategy(asked: Strategy | None, info: ModelInfo, bad: Violations) -> Strategy:
-    strategy: Strategy = asked if asked is not None else FixedSchedule()
-    name = strategy_name(strategy)
-    if name not in info.strategies:
+def _only_block_length(info: ModelInfo) -> int | None:
+    """The one block length that the model's attention leaves; None when any will do."""
+    return 1 if info.attention is AttentionPattern.CAUSAL else info.block_length
+
+
+def _check_beginning(
+    prompt: Prompt, spans: list[Span], strategy: Strategy, info: ModelInfo, bad: Violations
+) -> None:
+    """What looks back to predict has nothing to look at before position 0."""
+    needs_one = info.attention in (AttentionPattern.CAUSAL, AttentionPattern.CANVAS)
+    if spans[0].kind is SpanKind.HOLE and (needs_one or isinstance(strategy, AdaptiveParallel)):
+        who = f"the model {info.name}" if needs_one else strategy.NAME
         bad.add(
-            f"diffusion.{name}",
-            f"strategy {name} is not among this model's: {', '.join(info.strategies)}",
+            _prompt_field(prompt), f"{who} needs at least 1 token before the first hole, got none"
         )
-    if isinstance(strategy, ConfidenceThreshold):
-        threshold = _or(strategy.threshold, DEFAULT_THRESHOLD)
-        if not 0 < threshold <= 1:
-            bad.add(
-                "diffusion.confidence_threshold.threshold",
-                f"threshold ({threshold:g}) is not in (0, 1]",
-            )
-        return ConfidenceThreshold(threshold)
-    return strategy
 
 
-def _resolve_steps(
-    asked: int | None, strategy: Strategy, num_new: int, block_length: int, bad: Violations
-) -> int | None:
-    """Steps over all blocks; None for a strategy without a schedule, which refuses them."""
-    if not isinstance(strategy, FixedSchedule):
-        if asked is not None:
-            bad.add(
-                "diffusion.steps",
-                f"steps ({asked}) cannot be set with {strategy_name(strategy)}: "
-                "the rule itself decides how many it takes",
-            )
-        return None
-    if asked is None:
-        return num_new
-    blocks = -(-num_new // block_length)
-    if asked < blocks:
+def _surplus(info: ModelInfo, given: int, num_new: int) -> int:
+    """Positions beyond the answer that complete its last block."""
+    if info.attention is AttentionPattern.CANVAS:  # its blocks begin where the prompt ends
+        return -num_new % (info.block_length or 1)
+    return -(given + num_new) % (info.block_length or 1)
+
+
+def _check_step(
+    strategy: Strategy,
+    length: int,
+    block_length: int,
+    cfg_scale: float,
+    limits: EngineLimits,
+    bad: Violations,
+) -> None:
+    """One step of a canvas of `length` must fit in a forward pass."""
+    tokens, limit = strategy.step_tokens(length, block_length), limits.max_step_tokens
+    if tokens > limit:
         bad.add(
-            "diffusion.steps",
-            f"steps ({asked}) is fewer than the blocks ({blocks} of block_length {block_length})",
+            f"diffusion.{strategy.NAME}",
+            f"strategy {strategy.NAME} computes {tokens} tokens in a step of {length}, which "
+            f"exceeds the server's limit per step ({limit})",
         )
-    elif asked > num_new:
-        bad.add("diffusion.steps", f"steps ({asked}) exceeds the generated positions ({num_new})")
-    return asked
-
-
-_STRATEGY_NAMES: dict[type, str] = {
-    FixedSchedule: "fixed_schedule",
-    ConfidenceThreshold: "confidence_threshold",
-}
-
-
-def strategy_name(strategy: Strategy) -> str:
-    """The name in the contract's oneof."""
-    return _STRATEGY_NAMES[type(strategy)]
+    elif cfg_scale > 0 and 2 * tokens > limit:
+        bad.add(
+            "diffusion.cfg_scale",
+            f"cfg_scale ({cfg_scale:g}) computes the canvas twice, and twice {tokens} tokens "
+            f"exceed the server's limit per step ({limit})",
+        )

@@ -307,7 +307,7 @@ class _Model:
     @classmethod
     def read(cls, config: EngineConfig) -> _Model:
         name = config.served_names[0] if config.served_names else ""
-        info = registry.describe(config.model_path, name)
+        info = registry.describe(config.model_path, name, config.aux_model_path)
         limits = validation.limits_for(config, info)
         tokenizer = Tokenizer.load(config.model_path)
         return cls(info, limits, tokenizer, validation.defaults(info, limits))

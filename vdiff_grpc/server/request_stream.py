@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass, field, fields
+from itertools import chain, groupby
 from types import TracebackType
 from typing import Self
 
@@ -155,18 +155,15 @@ class _Backlog:
 
 
 def _merged(hole_index: int, run: list[Committed]) -> Committed:
-    columns = [committed.tokens for committed in run]
+    # column by column: adding them up one by one would copy the first ones again and again
+    columns = {
+        column.name: tuple(chain.from_iterable(getattr(c.tokens, column.name) for c in run))
+        for column in fields(Tokens)
+    }
     return Committed(
         run[0].output_index,
         "".join(committed.text for committed in run),
-        Tokens(
-            tuple(value for tokens in columns for value in tokens.ids),
-            tuple(value for tokens in columns for value in tokens.positions),
-            tuple(value for tokens in columns for value in tokens.steps),
-            tuple(value for tokens in columns for value in tokens.confidences),
-            tuple(value for tokens in columns for value in tokens.token_bytes),
-            tuple(value for tokens in columns for value in tokens.text_offsets),
-        ),
+        Tokens(**columns),
         hole_index,
     )
 

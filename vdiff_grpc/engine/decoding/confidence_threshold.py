@@ -10,25 +10,22 @@ from collections.abc import Sequence as Rows
 
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.rule import Candidates, Group
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule
 from vdiff_grpc.engine.sequence import Sequence
-from vdiff_grpc.engine.types import ConfidenceThreshold
+from vdiff_grpc.engine.strategies import ConfidenceThreshold
 
 
-class ConfidenceThresholdRule:
+class ConfidenceThresholdRule(Rule):
     """Parameter of a row: tau."""
 
-    name = "confidence_threshold"
-
-    def draws_order(self, row: Sequence) -> bool:
-        return False
+    name = ConfidenceThreshold.NAME
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
         return [[_threshold(row)] for row in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
         confident = candidates.confidence >= group.of_positions(0)
-        return confident | (group.ranks(candidates.confidence) == 0)
+        return (confident | (group.ranks(candidates.confidence) == 0)) * int(Action.UNMASK)
 
 
 def _threshold(row: Sequence) -> float:

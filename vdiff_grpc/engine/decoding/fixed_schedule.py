@@ -11,15 +11,15 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.rule import Candidates, Group
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule
 from vdiff_grpc.engine.sequence import Sequence
-from vdiff_grpc.engine.types import FixedSchedule, Remasking
+from vdiff_grpc.engine.strategies import FixedSchedule, Remasking
 
 
-class FixedScheduleRule:
+class FixedScheduleRule(Rule):
     """Parameters of a row: how many to commit, and whether at random."""
 
-    name = "fixed_schedule"
+    name = FixedSchedule.NAME
 
     def draws_order(self, row: Sequence) -> bool:
         return _is_random(row)
@@ -30,7 +30,7 @@ class FixedScheduleRule:
     def select(self, group: Group, candidates: Candidates) -> Tensor:
         at_random = group.of_positions(1) > 0
         scores = torch.where(at_random, candidates.order, candidates.confidence)
-        return group.ranks(scores) < group.of_positions(0)
+        return (group.ranks(scores) < group.of_positions(0)) * int(Action.UNMASK)
 
 
 def _is_random(row: Sequence) -> bool:

@@ -1,13 +1,49 @@
-"""The rule of each strategy. To add one: a file, its dataclass in types.py, and a row here."""
+"""The rule of each strategy. To add one: a file, its dataclass in strategies.py, and a row here."""
 
 from __future__ import annotations
 
+from vdiff_grpc.engine.decoding.adaptive_confidence import AdaptiveConfidenceRule
+from vdiff_grpc.engine.decoding.adaptive_parallel import AdaptiveParallelRule
 from vdiff_grpc.engine.decoding.confidence_threshold import ConfidenceThresholdRule
+from vdiff_grpc.engine.decoding.diffusion_gemma import UniformNoiseRule
+from vdiff_grpc.engine.decoding.dream_schedule import DreamScheduleRule
+from vdiff_grpc.engine.decoding.dynamic_threshold import DynamicThresholdRule
+from vdiff_grpc.engine.decoding.editing import EditingRule
+from vdiff_grpc.engine.decoding.entropy_bound import EntropyBoundRule
+from vdiff_grpc.engine.decoding.factor import FactorRule
 from vdiff_grpc.engine.decoding.fixed_schedule import FixedScheduleRule
+from vdiff_grpc.engine.decoding.freedave import FreeDaveRule
+from vdiff_grpc.engine.decoding.klass import KlassRule
+from vdiff_grpc.engine.decoding.left_to_right import LeftToRightRule
+from vdiff_grpc.engine.decoding.local_leap import LocalLeapRule
+from vdiff_grpc.engine.decoding.remdm import RemdmRule
 from vdiff_grpc.engine.decoding.rule import Rule
-from vdiff_grpc.engine.types import ConfidenceThreshold, FixedSchedule
+from vdiff_grpc.engine.decoding.wino import WinoRule
+from vdiff_grpc.engine.sequence import Sequence
+from vdiff_grpc.engine.strategies import STRATEGIES, Strategy
 
-RULES: dict[type, Rule] = {
-    FixedSchedule: FixedScheduleRule(),
-    ConfidenceThreshold: ConfidenceThresholdRule(),
-}
+_RULES: tuple[Rule, ...] = (
+    FixedScheduleRule(),
+    ConfidenceThresholdRule(),
+    DreamScheduleRule(),
+    FactorRule(),
+    DynamicThresholdRule(),
+    EntropyBoundRule(),
+    KlassRule(),
+    LocalLeapRule(),
+    WinoRule(),
+    RemdmRule(),
+    EditingRule(),
+    FreeDaveRule(),
+    AdaptiveParallelRule(),
+    AdaptiveConfidenceRule(),
+    LeftToRightRule(),
+    UniformNoiseRule(),
+)
+
+RULES: dict[type[Strategy], Rule] = {STRATEGIES[rule.name]: rule for rule in _RULES}
+
+
+def rule_of(row: Sequence) -> Rule:
+    """The rule that the row's request asks for."""
+    return RULES[type(row.params.strategy)]

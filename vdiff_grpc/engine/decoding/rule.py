@@ -2,38 +2,86 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from vdiff_grpc.engine.columns import Action, Columns, Status, Variant
 from vdiff_grpc.engine.sequence import Sequence
+
+__all__ = ["Action", "Candidates", "Columns", "Group", "Rule", "Status", "Variant"]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """A prediction for every position that may be filled now: columns [num_positions].
+    """Predictions for the positions that a rule wanted; columns [num_candidates].
 
-    Sorted by row, and within a row by canvas position.
+    Sorted by row, then by variant of the row's plan, then by canvas position.
+
+    logits: [num_candidates, vocab_size] float32, guided, untempered, banned ids -inf.
+    normaliser: logsumexp before bans: exp(logits - normaliser) is the probability.
+    token_ids: drawn. A rule may put others in their place, with their confidence.
     confidence: probability of the drawn token, untempered, float32.
     order: uniforms in [0, 1) for the rows whose rule says `draws_order`; else of no meaning.
+    status: of Status. current: token on the canvas now. positions: on the canvas.
+    variants: number of the variant in the row's plan.
+    auxiliary: [num_candidates, vocab_size] log-probabilities of the auxiliary model, given all
+    that stands before the position and the row's drawn tokens. Only for `scores_proposals`.
+    gumbel: [num_candidates, vocab_size] temperature times the Gumbel noise that drew token_ids;
+    0 at temperature 0. Only for `scores_proposals`.
     """
 
+    logits: Tensor
+    normaliser: Tensor
     token_ids: Tensor
     confidence: Tensor
     order: Tensor
+    status: Tensor
+    current: Tensor
+    positions: Tensor
+    variants: Tensor
+    auxiliary: Tensor | None = None
+    gumbel: Tensor | None = None
+
+    @property
+    def is_masked(self) -> Tensor:
+        return self.status == Status.MASKED
+
+    @property
+    def is_committed(self) -> Tensor:
+        return self.status == Status.COMMITTED
+
+    def part(self, begin: int, end: int) -> Candidates:
+        """A slice of the lines, as views, without what a slice asks for by itself."""
+        return Candidates(
+            self.logits[begin:end],
+            self.normaliser[begin:end],
+            self.token_ids[begin:end],
+            self.confidence[begin:end],
+            self.order[begin:end],
+            self.status[begin:end],
+            self.current[begin:end],
+            self.positions[begin:end],
+            self.variants[begin:end],
+        )
+
+    def scored(self, auxiliary: Tensor, gumbel: Tensor) -> Candidates:
+        """With what `scores_proposals` asks for."""
+        return dataclasses.replace(self, auxiliary=auxiliary, gumbel=gumbel)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """All rows of one step that use the same rule.
 
-    segments: [num_positions] int64, the row of each candidate, from 0, ascending.
-    parameters: [num_rows, rule.num_parameters] float32.
+    segments: [num_candidates] int64, the row of each candidate, from 0, ascending.
+    parameters: [num_rows, num_parameters] float32.
     """
 
+    rows: tuple[Sequence, ...]
     segments: Tensor
     parameters: Tensor
 
@@ -44,32 +92,63 @@ class Group:
     def ranks(self, scores: Tensor) -> Tensor:
         """Place of each candidate in its row by falling score, from 0; ties: lower position.
 
-        No row's ranks depend on another's.
+        No row's ranks depend on another's. What must not be taken has the score -inf.
         """
         order = torch.argsort(scores, descending=True, stable=True)
         order = order[torch.argsort(self.segments[order], stable=True)]
-        counts = torch.bincount(self.segments, minlength=len(self.parameters))
-        starts = counts.cumsum(0) - counts
+        starts = self._counts.cumsum(0) - self._counts
         places = torch.arange(len(order), device=order.device) - starts[self.segments[order]]
         return torch.empty_like(order).scatter_(0, order, places)
 
-
-class Rule(Protocol):
-    """Decides which candidates are committed. Stateless: one instance serves all rows."""
+    def sums(self, values: Tensor) -> Tensor:
+        """[num_rows] sums of each row's values, in the order of its candidates."""
+        return torch.segment_reduce(values.float(), "sum", lengths=self._counts, initial=0)
 
     @property
-    def name(self) -> str:
-        """The case of the contract's `strategy`."""
-        ...
+    def _counts(self) -> Tensor:
+        return torch.bincount(self.segments, minlength=len(self.parameters))
+
+
+class Rule:
+    """Decides what a step changes. Stateless: one instance serves all rows.
+
+    name: the case of the contract's `strategy`.
+    scores_proposals: wants Candidates.auxiliary and Candidates.gumbel.
+    noisy_canvas: what is masked is computed as uniform random tokens.
+    """
+
+    name: str
+    scores_proposals: bool = False
+    noisy_canvas: bool = False
+
+    def begin(self, row: Sequence) -> None:
+        """A row has entered a block: its memory is as the rule wants it there."""
+        row.memory = None
+
+    def plan(self, row: Sequence) -> tuple[Variant, ...]:
+        """What this step computes: one variant of the canvas, or more."""
+        return (row.variant(row.masked_in_block()),)
 
     def draws_order(self, row: Sequence) -> bool:
         """Whether this row's choice needs Candidates.order."""
-        ...
+        return False
+
+    def temperature(self, row: Sequence) -> float:
+        """Of this step's draws."""
+        return row.params.temperature
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
         """This step's parameters of each row, from its request and its progress."""
-        ...
+        return [[] for _ in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
-        """[num_positions] bool: what is committed. At least progress must be possible."""
-        ...
+        """[num_candidates] int64 of Action, over all rows of the group at once."""
+        raise NotImplementedError
+
+    def settle(self, row: Sequence, proposals: Columns) -> list[Columns]:
+        """On the host: the logical steps that this forward pass gives, each its changes."""
+        return [proposals.take(proposals.actions != Action.KEEP)]
+
+    def is_block_done(self, row: Sequence) -> bool:
+        """Asked when a step's changes have been applied; `step_in_block` counts it already."""
+        return not len(row.masked_in_block())

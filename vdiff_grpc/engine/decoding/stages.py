@@ -78,6 +78,16 @@ def draw(logits: Tensor, sampling: Sampling | None, noise: Noise) -> Tensor:
     return tokens
 
 
+def filtered(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """The logits of the distribution that is drawn from: tempered, cut to top-k and top-p.
+
+    temperature, top_k, top_p: one per row; temperature 0 leaves the logits as they are.
+    """
+    divisor = torch.where(temperature > 0, temperature, 1).unsqueeze(1)
+    scaled = logits / divisor
+    return scaled.masked_fill_(_filtered_out(scaled, top_k, top_p), -torch.inf)
+
+
 def _filtered_out(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Tokens outside the k most likely, or outside the smallest set that holds top_p.
 

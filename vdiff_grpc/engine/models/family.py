@@ -4,23 +4,79 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from vdiff_grpc.engine.models.checkpoint import Config
+from vdiff_grpc.engine.strategies import FixedSchedule, Strategy
 from vdiff_grpc.engine.types import AttentionPattern
 
-Config = Mapping[str, Any]
+if TYPE_CHECKING:
+    from vdiff_grpc.engine.models.loader import LoadedModel
+
+__all__ = ["BLOCK_CAUSAL", "CAUSAL", "FULL_ATTENTION", "FULL_ATTENTION_SHIFTED", "Config", "Family"]
+
+# What rows of a kind of attention can be decoded with. ReMDM's masks may fall anywhere on the
+# canvas, and WINO reads each position's own logits: neither fits a block-causal row, and WINO
+# does not fit logits that stand one place to the left.
+CAUSAL = ("left_to_right",)
+BLOCK_CAUSAL = (
+    "fixed_schedule",
+    "confidence_threshold",
+    "dream_schedule",
+    "factor",
+    "dynamic_threshold",
+    "entropy_bound",
+    "klass",
+    "local_leap",
+    "freedave",
+    "adaptive_parallel",
+    "adaptive_confidence",
+    "left_to_right",
+    "editing",
+)
+FULL_ATTENTION_SHIFTED = (*BLOCK_CAUSAL, "remdm")
+FULL_ATTENTION = (*FULL_ATTENTION_SHIFTED, "wino")
+
+
+def _no_block(_: Config) -> int | None:
+    return None
+
+
+def _no_offset(_: Config) -> int:
+    return 0
+
+
+def _nothing() -> None:
+    """No preparation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """How the checkpoints of one family map to a class of transformers.
 
+    model_types, architectures: what config.json calls them.
     transformers_class, transformers_config: names in the transformers package.
     to_config: config.json -> keyword arguments of that config class.
     key_mapping: regular expressions of checkpoint keys -> keys of that class.
+    ignored_keys: regular expressions of checkpoint keys that may lie there unused.
     vocab_size: ids that mean something; the embedding may be wider.
+    max_positions: the longest canvas.
+    mask_token_id: None: the family has no mask, as causal models have not.
+    block_length: of block-causal attention, by the checkpoint's word.
     shift: logits of position p predict position p + shift.
+    position_offset: what the class calls the first position.
+    head: modules that make logits of the last hidden states, in order; empty where the class
+    itself takes the positions that are wanted (`logits_to_keep`).
+    encloses_text: a text's end is marked too, and the mark stays in sight ([CLS] ... [SEP]).
+    end_token_ids: None: those of the config files and the tokenizer, and `end_token_names`.
     end_token_names: added tokens that end an answer besides the config's end ids.
+    suppressed_ids: never generated, besides what the generation config suppresses.
+    prepare: called before the weights are loaded; tells transformers what key_mapping cannot.
+    mixture_of_experts: the class takes an implementation of its experts.
+    strategy_of: the default strategy by the checkpoint's word, instead of `default_strategy`.
+    default_temperature: where the generation config names none.
+    network: the class of the loaded model where packed rows do not fit the network, which then
+    keeps an attention of transformers. Imports torch when called.
     """
 
     name: str
@@ -33,8 +89,21 @@ class Family:
     attention: AttentionPattern
     vocab_size: Callable[[Config], int]
     max_positions: Callable[[Config], int]
-    mask_token_id: Callable[[Config], int]
+    mask_token_id: Callable[[Config], int | None]
     supports_infill: bool
     strategies: tuple[str, ...]
+    default_strategy: Strategy = FixedSchedule()
     shift: int = 0
     end_token_names: tuple[str, ...] = ()
+    block_length: Callable[[Config], int | None] = _no_block
+    position_offset: Callable[[Config], int] = _no_offset
+    head: tuple[str, ...] = ()
+    ignored_keys: tuple[str, ...] = ()
+    encloses_text: bool = False
+    end_token_ids: Callable[[Config], list[int]] | None = None
+    suppressed_ids: Callable[[Config], list[int]] | None = None
+    prepare: Callable[[], None] = _nothing
+    mixture_of_experts: bool = False
+    strategy_of: Callable[[Config], Strategy] | None = None
+    default_temperature: float = 0.0
+    network: Callable[[], type[LoadedModel]] | None = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vdiff_grpc.engine.models.family import Config, Family
+from vdiff_grpc.engine.models.family import FULL_ATTENTION, Config, Family
 from vdiff_grpc.engine.types import AttentionPattern
 from vdiff_grpc.errors import CheckpointError
 
@@ -30,18 +30,18 @@ def _to_config(config: Config) -> dict[str, Any]:
     for key, expected in _REQUIRED.items():
         if config.get(key, expected) != expected:
             raise CheckpointError(
-                f"config.json: {key} is {config[key]!r}; the llada family is served with "
+                f"{config.path}: {key} is {config[key]!r}; the llada family is served with "
                 f"{expected!r} only"
             )
     return {
-        "vocab_size": config.get("embedding_size") or config["vocab_size"],
-        "hidden_size": config["d_model"],
+        "vocab_size": config.integer("embedding_size", _vocab_size(config)),
+        "hidden_size": config.integer("d_model"),
         "intermediate_size": config.get("mlp_hidden_size")
-        or config["mlp_ratio"] * config["d_model"],
-        "num_hidden_layers": config["n_layers"],
-        "num_attention_heads": config["n_heads"],
-        "num_key_value_heads": config.get("n_kv_heads") or config["n_heads"],
-        "head_dim": config["d_model"] // config["n_heads"],
+        or config.integer("mlp_ratio") * config.integer("d_model"),
+        "num_hidden_layers": config.integer("n_layers"),
+        "num_attention_heads": config.integer("n_heads"),
+        "num_key_value_heads": config.integer("n_kv_heads", config.integer("n_heads")),
+        "head_dim": config.integer("d_model") // config.integer("n_heads"),
         "hidden_act": "silu",
         "max_position_embeddings": _max_positions(config),
         "rms_norm_eps": config.get("rms_norm_eps", 1e-5),
@@ -56,15 +56,15 @@ def _to_config(config: Config) -> dict[str, Any]:
 
 
 def _vocab_size(config: Config) -> int:
-    return int(config["vocab_size"])
+    return config.integer("vocab_size")
 
 
 def _max_positions(config: Config) -> int:
-    return int(config["max_sequence_length"])
+    return config.integer("max_sequence_length")
 
 
 def _mask_token_id(config: Config) -> int:
-    return int(config["mask_token_id"])
+    return config.integer("mask_token_id")
 
 
 _BLOCK = r"model\.transformer\.blocks\.(\d+)\."
@@ -95,6 +95,6 @@ FAMILY = Family(
     max_positions=_max_positions,
     mask_token_id=_mask_token_id,
     supports_infill=True,
-    strategies=("fixed_schedule", "confidence_threshold"),
+    strategies=FULL_ATTENTION,
     end_token_names=("<|eot_id|>",),
 )

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vdiff_grpc.engine import attention
 from vdiff_grpc.engine.attention import AttentionLayout
-from vdiff_grpc.engine.models.registry import find_family, read_json
+from vdiff_grpc.engine.models import probe, weights
+from vdiff_grpc.engine.models.checkpoint import Config
+from vdiff_grpc.engine.models.family import Family
+from vdiff_grpc.engine.models.registry import find_family
+from vdiff_grpc.engine.types import AttentionPattern
 from vdiff_grpc.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model on its device. shift: logits of position p predict position p + shift."""
+    """A model on its device.
+
+    shift: logits of position p predict position p + shift.
+    position_offset: what the network calls position 0.
+    head: modules that make logits of hidden states; empty when the network does it itself.
+    """
 
     network: nn.Module
     device: torch.device
     dtype: torch.dtype
     shift: int
+    position_offset: int = 0
+    head: tuple[nn.Module, ...] = ()
 
     @property
     def vocab_width(self) -> int:
@@ -40,15 +53,19 @@ class LoadedModel:
 
         token_ids, position_ids: [num_tokens] int64, packed; head: [num_head] indices into them.
         """
-        output = self.network(
-            input_ids=token_ids.unsqueeze(0),
-            position_ids=position_ids.unsqueeze(0),
-            layout=layout,
-            logits_to_keep=head,
-            use_cache=False,
-        )
-        logits: Tensor = output.logits[0]
-        return logits.float()
+        given: dict[str, Any] = {
+            "input_ids": token_ids.unsqueeze(0),
+            "position_ids": position_ids.unsqueeze(0) + self.position_offset,
+            "layout": layout,
+        }
+        if not self.head:
+            output = self.network(**given, logits_to_keep=head, use_cache=False)
+            logits: Tensor = output.logits[0]
+            return logits.float()
+        hidden: Tensor = self.network.base_model(**given).last_hidden_state[0, head]  # type: ignore[operator]
+        for module in self.head:
+            hidden = module(hidden)
+        return hidden.float()
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -74,75 +91,154 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 def load(path: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
-    """Raises CheckpointError naming the file or the keys; never leaves a weight uninitialised."""
-    root = Path(path)
-    raw = read_json(root / "config.json")
-    family = find_family(raw, str(root / "config.json"))
+    """Raises CheckpointError naming the file and the key; never leaves a weight to chance."""
+    config = Config.read(Path(path))
+    family = find_family(config)
     target = choose_device(device)
     kind = choose_dtype(dtype, target)
-    _check_files(root)
     attention.register()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # what it reports, _check_loaded raises
+    is_causal = family.attention is AttentionPattern.CAUSAL
+    if is_causal:
+        network_class = probe.find_class(family.transformers_class, config)
+    else:
+        network_class = getattr(transformers, family.transformers_class)
+    native = _native_config(config, family)
+    if is_causal:
+        probe.check_class(network_class, native, config)
+    network = _load(config, family, network_class, native, kind)
     try:
-        config = getattr(transformers, family.transformers_config)(**family.to_config(raw))
-    except KeyError as error:
+        network.eval().requires_grad_(False).to(target)
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: the weights do not go to {target}: {first}") from error
+    if is_causal:
+        probe.check_network(network, config)
+    model_class = family.network() if family.network else LoadedModel
+    return model_class(
+        network,
+        target,
+        kind,
+        family.shift,
+        family.position_offset(config),
+        tuple(_module(network, name) for name in family.head),
+    )
+
+
+def _native_config(config: Config, family: Family) -> Any:
+    """The transformers config object."""
+    if config.get("quantization_config"):
         raise CheckpointError(
-            f"{root / 'config.json'}: the key {error.args[0]!r} is missing"
-        ) from error
-    config._attn_implementation = attention.BACKEND
+            f"{config.path}: quantization_config: quantised weights are not loaded"
+        )
+    if family.transformers_config:
+        config_class = getattr(transformers, family.transformers_config)
+    else:
+        config_class = transformers.CONFIG_MAPPING[config["model_type"]]
     try:
-        network, info = getattr(transformers, family.transformers_class).from_pretrained(
-            str(root),
-            config=config,
+        return config_class(**family.to_config(config))
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{config.path}: {type(error).__name__}: {error}") from error
+    except StrictDataclassError as error:
+        # its words begin with the key: "Validation error for field 'hidden_size': ..."
+        words = " ".join(str(error).split())
+        raise CheckpointError(f"{config.path}: {words}") from error
+
+
+def _load(
+    config: Config, family: Family, network_class: Any, native: Any, kind: torch.dtype
+) -> Any:
+    """The network with all of its weights, on the CPU."""
+    keys = weights.check_files(config.root, family.ignored_keys)
+    options: dict[str, Any] = {}
+    mixed = network_class._can_set_experts_implementation() and not family.network
+    if family.mixture_of_experts or mixed:
+        from vdiff_grpc.engine.models import experts  # of no use to a network without them
+
+        experts.register()
+        options["experts_implementation"] = experts.BACKEND
+        if missing := experts.missing_keys(keys):  # merging would fail without a name
+            raise CheckpointError(_told(config.root, "missing_keys", list(missing)))
+    family.prepare()
+    own = "sdpa" if family.network else attention.BACKEND
+    try:
+        network, info = network_class.from_pretrained(
+            str(config.root),
+            config=native,
             key_mapping=dict(family.key_mapping),
             dtype=kind,
             use_safetensors=True,
             local_files_only=True,
-            attn_implementation=attention.BACKEND,
+            trust_remote_code=False,
+            attn_implementation=own,
             ignore_mismatched_sizes=True,  # told by _check_loaded, with the shapes
             output_loading_info=True,
+            **options,
         )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the weights cannot be loaded: {error}") from error
-    _check_loaded(root, info)
-    network.eval().requires_grad_(False)
-    return LoadedModel(network.to(target), target, kind, family.shift)
+    except (OSError, RuntimeError, ValueError, LookupError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{weights.name_of_all(config.root)}: the weights cannot be loaded: {error}"
+        ) from error
+    _check_loaded(config.root, family, info, keys)
+    return network
 
 
-def _check_files(root: Path) -> None:
-    """Weights are there, as safetensors, complete and not cut off."""
-    from safetensors import SafetensorError, safe_open
-
-    index = root / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-    else:
-        names = ["model.safetensors"]
-    for name in names:
-        file = root / name
-        if not file.exists():
-            pickles = sorted(p.name for p in root.glob("*.bin"))
-            more = f"; {pickles[0]} is a pickle, which is not loaded" if pickles else ""
-            raise CheckpointError(f"{file}: no such file{more}")
-        try:
-            with safe_open(str(file), framework="pt"):
-                pass
-        except (SafetensorError, json.JSONDecodeError, OSError) as error:
-            raise CheckpointError(f"{file}: is no complete safetensors file: {error}") from error
+def _module(network: nn.Module, name: str) -> nn.Module:
+    """A module by its name; some classes keep a bare function there."""
+    found = getattr(network, name)
+    return found if isinstance(found, nn.Module) else _Applied(found)
 
 
-def _check_loaded(root: Path, info: dict[str, Any]) -> None:
+class _Applied(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, values: Tensor) -> Tensor:
+        result: Tensor = self.function(values)
+        return result
+
+
+def _check_loaded(root: Path, family: Family, info: dict[str, Any], keys: dict[str, Path]) -> None:
+    """Everything in the files has its place, everything in the network its weight."""
+    ignored = re.compile("|".join(family.ignored_keys)) if family.ignored_keys else None
+    origin = {_renamed(key, family): key for key in keys}
+
+    def describe(entry: Any) -> str:
+        """A key, its shapes where they differ, and the file it comes from."""
+        key, shapes = entry, ""
+        if not isinstance(entry, str):
+            key, found, expected = entry
+            shapes = f" is {list(found)}, expected {list(expected)}"
+        held = key if key in keys else origin.get(key, "")
+        where = f" ({keys[held].name}: {held})" if held else ""
+        return f"{key}{shapes}{where}"
+
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        keys = sorted(_describe_key(key) for key in info.get(what, ()))
-        if keys:
-            shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
-            raise CheckpointError(f"{root}: {what.replace('_', ' ')}: {shown}")
+        entries = [
+            entry
+            for entry in info.get(what, ())
+            if not (what == "unexpected_keys" and ignored and ignored.search(entry))
+        ]
+        if entries:
+            raise CheckpointError(_told(root, what, [describe(entry) for entry in entries]))
+    if info.get("error_msgs"):
+        raise CheckpointError(f"{weights.name_of_all(root)}: {info['error_msgs'][0]}")
 
 
-def _describe_key(key: Any) -> str:
-    """A key, or with its shapes: (key, in the file, in the model)."""
-    if isinstance(key, str):
-        return key
-    name, found, expected = key
-    return f"{name} is {list(found)}, expected {list(expected)}"
+def _told(root: Path, what: str, entries: list[str]) -> str:
+    """The first five of what is wrong, and the file."""
+    more = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
+    shown = ", ".join(sorted(entries)[:5])
+    return f"{weights.name_of_all(root)}: {what.replace('_', ' ')}: {shown}{more}"
+
+
+def _renamed(key: str, family: Family) -> str:
+    for pattern, replacement in family.key_mapping.items():
+        key = re.sub(pattern, replacement, key)
+    return key

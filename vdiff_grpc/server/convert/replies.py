@@ -6,6 +6,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from vdiff_grpc import v1
 from vdiff_grpc.engine import types
+from vdiff_grpc.server.convert.strategies import set_strategy
 
 
 def generate_response(
@@ -28,7 +29,7 @@ def started(info: types.ModelInfo, request: types.ResolvedRequest) -> v1.StreamG
             v1.CanvasSpan(kind=f"SPAN_KIND_{span.kind.name}", length=span.length)
             for span in request.spans
         ],
-        mask_token_id=info.mask_token_id,
+        mask_token_id=info.blank_id,
     )
     if request.granularity is not types.Granularity.COMMITTED:
         layout.token_ids.extend(request.canvas)
@@ -106,6 +107,8 @@ def model_info_response(
             max_request_time=duration(limits.max_request_time_s),
         ),
         defaults=resolved,
+        block_length=info.block_length,
+        auxiliary_model=info.auxiliary,
     )
 
 
@@ -134,7 +137,8 @@ def statistics(counters: types.Statistics, num_refused: int) -> v1.Statistics:
 
 
 def count_tokens_response(ids: list[int], spans: list[types.Span]) -> v1.CountTokensResponse:
-    given = sum(span.length for span in spans if span.kind is not types.SpanKind.HOLE)
+    kinds = (types.SpanKind.PROMPT, types.SpanKind.FROZEN)
+    given = sum(span.length for span in spans if span.kind in kinds)
     return v1.CountTokensResponse(tokens=given, token_ids=ids)
 
 
@@ -148,14 +152,7 @@ def _resolved(params: types.SamplingParams) -> v1.ResolvedParams:
     diffusion = v1.DiffusionParams(
         block_length=params.block_length, steps=params.steps, cfg_scale=params.cfg_scale
     )
-    match params.strategy:
-        case types.FixedSchedule(remasking):
-            order = f"REMASKING_ORDER_{remasking.name}"
-            diffusion.fixed_schedule.CopyFrom(v1.FixedSchedule(remasking=order))
-        case types.ConfidenceThreshold(threshold):
-            diffusion.confidence_threshold.SetInParent()
-            if threshold is not None:
-                diffusion.confidence_threshold.threshold = threshold
+    set_strategy(diffusion, params.strategy)
     sampling = v1.SamplingParams(
         max_new_tokens=params.max_new_tokens,
         temperature=params.temperature,
@@ -164,6 +161,7 @@ def _resolved(params: types.SamplingParams) -> v1.ResolvedParams:
         seed=params.seed,
         n=params.n,
         ignore_eos=params.ignore_eos,
+        top_logprobs=params.top_logprobs,
     )
     if params.stop_strings or params.stop_token_ids:
         sampling.stop.strings.extend(params.stop_strings)
@@ -189,6 +187,10 @@ def _tokens(tokens: types.Tokens) -> v1.Tokens:
         confidences=tokens.confidences,
         token_bytes=tokens.token_bytes,
         text_offsets=tokens.text_offsets,
+        top_tokens=[
+            v1.TopTokens(ids=top.ids, logprobs=top.logprobs, token_bytes=top.token_bytes)
+            for top in tokens.top_tokens
+        ],
     )
 
 
@@ -223,6 +225,7 @@ def _metrics(finished: types.Finished) -> v1.Metrics:
         queue_time_ns=finished.queue_time_ns,
         time_to_first_commit_ns=finished.time_to_first_commit_ns,
         total_time_ns=finished.total_time_ns,
+        revised=sum(output.revised for output in outputs),
     )
 
 

@@ -16,17 +16,13 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from vdiff_grpc import v1
 from vdiff_grpc.engine import types
 from vdiff_grpc.errors import FieldViolation, InvalidRequestError
+from vdiff_grpc.server.convert.strategies import strategy_of
 
 _MAX_REQUEST_ID = 128
 _MAX_NAMED = 256  # items searched for an unknown field: its name is not worth the time of more
 _INPUTS = "one of text, token_ids, chat, infill"
 
 _ROLES = {v1.ROLE_SYSTEM: "system", v1.ROLE_USER: "user", v1.ROLE_ASSISTANT: "assistant"}
-_REMASKING = {
-    v1.REMASKING_ORDER_UNSPECIFIED: types.Remasking.LOW_CONFIDENCE,
-    v1.REMASKING_ORDER_LOW_CONFIDENCE: types.Remasking.LOW_CONFIDENCE,
-    v1.REMASKING_ORDER_RANDOM: types.Remasking.RANDOM,
-}
 _GRANULARITIES = {
     v1.GRANULARITY_UNSPECIFIED: types.Granularity.COMMITTED,
     v1.GRANULARITY_COMMITTED: types.Granularity.COMMITTED,
@@ -200,26 +196,9 @@ def _params(
         block_length=diffusion.block_length if diffusion.HasField("block_length") else None,
         steps=diffusion.steps if diffusion.HasField("steps") else None,
         cfg_scale=diffusion.cfg_scale if diffusion.HasField("cfg_scale") else None,
-        strategy=_strategy(diffusion, violations),
+        strategy=strategy_of(diffusion, violations),
+        top_logprobs=sampling.top_logprobs if sampling.HasField("top_logprobs") else None,
     )
-
-
-def _strategy(
-    diffusion: v1.DiffusionParams, violations: list[FieldViolation]
-) -> types.Strategy | None:
-    match diffusion.WhichOneof("strategy"):
-        case "fixed_schedule":
-            remasking = _REMASKING.get(diffusion.fixed_schedule.remasking)
-            if remasking is None:
-                field = "diffusion.fixed_schedule.remasking"
-                violations.append(_not_in_enum(field, diffusion.fixed_schedule.remasking))
-                return None
-            return types.FixedSchedule(remasking)
-        case "confidence_threshold":
-            rule = diffusion.confidence_threshold
-            return types.ConfidenceThreshold(rule.threshold if rule.HasField("threshold") else None)
-        case _:
-            return None
 
 
 def _not_in_enum(field: str, value: int) -> FieldViolation:

@@ -1,0 +1,78 @@
+"""The small autoregressive model beside the diffusion model: what it thinks of proposals.
+
+Source: arXiv:2506.00413 (APD). Its keys and values of settled tokens are kept per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vdiff_grpc.engine.attention import CAUSAL
+from vdiff_grpc.engine.columns import Ints, Variant
+from vdiff_grpc.engine.models.loader import LoadedModel
+from vdiff_grpc.engine.packing import Fill, pack_variants
+from vdiff_grpc.engine.sequence import Sequence
+
+_STREAM = 2  # of a row's caches
+
+
+class Auxiliary:
+    """Owns the auxiliary model: a causal one of the diffusion model's vocabulary."""
+
+    def __init__(self, model: LoadedModel, fill: Fill) -> None:
+        self.model = model
+        self.fill = fill
+
+    def log_probabilities(
+        self, rows: Rows[Sequence], segments: Ints, positions: Ints, tokens: Tensor, width: int
+    ) -> Tensor:
+        """[num_proposals, width]: of every id at each position, given all that stands before it.
+
+        segments, positions: [num_proposals] row, and canvas position, ascending; what stands
+        between a row's proposals is given. tokens: what is proposed there.
+        """
+        variants = []
+        holes: list[Ints] = []
+        begin = 0
+        for number, row in enumerate(rows):
+            mine = positions[segments == number]
+            cache = row.cache(_STREAM)
+            first = cache.length
+            given = row.ids[first : mine[-1]]
+            holes.append(begin + mine[:-1] - first)
+            variants.append(
+                Variant(
+                    np.where(np.isin(np.arange(first, mine[-1]), mine), 0, given),
+                    row.position_ids[first : mine[-1]],
+                    CAUSAL,
+                    heads=mine - 1 - first,
+                    positions=mine,
+                    noise_step=0,
+                    cache=cache,
+                    keep=int(mine[0]) - 1 - first,
+                )
+            )
+            begin += len(given)
+        packed = pack_variants(variants, 0, self.fill)
+        device = self.model.device
+        ids = torch.from_numpy(packed.token_ids).to(device)
+        is_last = np.append(segments[1:] != segments[:-1], True)
+        inner = torch.from_numpy(np.flatnonzero(~is_last)).to(device)
+        ids[torch.from_numpy(np.concatenate(holes)).to(device)] = tokens[inner]
+        logits = self.model.logits(
+            ids,
+            torch.from_numpy(packed.position_ids).to(device),
+            packed.layout,
+            torch.from_numpy(packed.head).to(device),
+        )
+        for variant in variants:
+            assert variant.cache is not None
+            variant.cache.advance(variant.keep)
+        scores = F.log_softmax(logits[: len(positions)], dim=-1)
+        missing = max(width - scores.shape[1], 0)
+        return F.pad(scores, (0, missing), value=-torch.inf)[:, :width]

@@ -1,0 +1,1 @@
+"""Keys and values that are kept from one forward pass to the next."""
