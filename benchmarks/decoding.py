@@ -30,11 +30,11 @@ from vdiff_grpc.engine.types import (
     ChatMessage,
     ChatPrompt,
     EngineConfig,
+    Failed,
     Finished,
     Granularity,
     Request,
     RequestParams,
-    StepUpdate,
 )
 from vdiff_grpc.engine.validation import resolve
 
@@ -174,9 +174,10 @@ def _one_task(
         events = engine.step()
         rounds += len({key for key, _ in events})
         for key, event in events:
-            if isinstance(event, StepUpdate):
+            if isinstance(event, Failed):
+                raise event.error
+            if not isinstance(event, Finished):
                 continue
-            assert isinstance(event, Finished), event
             output = event.outputs[0]
             right += instances[key].is_right(output.text)
             tokens += len(output.tokens.ids)

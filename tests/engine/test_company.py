@@ -121,6 +121,14 @@ def test_one_constant_shape_keeps_the_promise_too() -> None:
     check_company(4, batch_invariant=True, max_step_tokens=600)
 
 
+def test_several_threads_keep_the_promise_too() -> None:
+    before = torch.get_num_threads()
+    try:
+        check_company(5, threads=2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def check_company(arrivals: int, **config: Any) -> None:
     """Each of 16 requests alone, then all together, arriving at random between steps."""
     requests = mixed_requests()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.data import draw_digits, task_text
+from training.tasks import HOLES, draw_digits, draw_row, row_ask, row_is_right, task_text
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.types import (
     ChatMessage,
@@ -48,13 +48,32 @@ def together(engine: Engine, prompts: list[Prompt], **params: object) -> list[Fi
 
 
 def test_running_totals_are_right_at_one_token_per_forward(engine: Engine) -> None:
-    """Held-out instances by the rule of training/data.py; the mark is 95 %."""
+    """Held-out instances by the rule of training/tasks.py; the mark is 95 %."""
     rng = random.Random(1)
     instances = [task_text(draw_digits(rng, want_held_out=True)) for _ in range(40)]
     prompts: list[Prompt] = [chat(ask) for ask, _ in instances]
     ends = together(engine, prompts, max_new_tokens=32, temperature=0.0)
     right = [end.outputs[0].text == reply for end, (_, reply) in zip(ends, instances, strict=True)]
     assert sum(right) >= 38
+
+
+def filled(engine: Engine, **params: object) -> int:
+    """How many of 48 held-out rows are filled in rightly."""
+    rng = random.Random(2)
+    rows = [draw_row(rng, want_held_out=True, holes=holes) for holes in HOLES for _ in range(16)]
+    prompts: list[Prompt] = [chat(row_ask(row)) for row in rows]
+    ends = together(engine, prompts, max_new_tokens=16, temperature=0.0, **params)
+    return sum(row_is_right(row, end.outputs[0].text) for row, end in zip(rows, ends, strict=True))
+
+
+def test_every_digit_occurs_once_at_one_token_per_forward(engine: Engine) -> None:
+    """The mark is 95 %."""
+    assert filled(engine) >= 45
+
+
+def test_four_tokens_per_forward_put_a_digit_twice(engine: Engine) -> None:
+    """What the task is there for: tokens of one step do not see each other."""
+    assert filled(engine, steps=4) < 36
 
 
 def test_chat_replies_end_by_themselves(engine: Engine) -> None:

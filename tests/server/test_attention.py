@@ -27,6 +27,7 @@ def test_a_block_causal_model_fills_whole_blocks_and_answers_what_was_asked(serv
     server = serve(model=str(BLOCK_CAUSAL))
     info = server.model.GetModelInfo(v1.GetModelInfoRequest())
     assert info.attention == v1.ATTENTION_PATTERN_BLOCK_CAUSAL
+    assert info.cache == v1.CACHE_POLICY_SETTLED
     assert info.block_length == info.limits.max_block_length == 4
     assert info.defaults.diffusion.block_length == 4
     assert "wino" not in info.strategies

@@ -155,6 +155,7 @@ def test_model_info_tells_capabilities_limits_and_defaults(server: RunningServer
     info = server.model.GetModelInfo(v1.GetModelInfoRequest())
     assert (info.model, list(info.aliases), info.family) == ("tiny", ["tiny-alias"], "llada")
     assert info.attention == v1.ATTENTION_PATTERN_FULL
+    assert info.cache == v1.CACHE_POLICY_NONE
     assert (info.vocab_size, info.mask_token_id, list(info.end_token_ids)) == (97, MASK, [95])
     assert (info.has_tokenizer, info.has_chat_template, info.supports_infill) == (
         False,

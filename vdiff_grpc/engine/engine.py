@@ -13,7 +13,7 @@ import torch
 from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.decoding.registry import rule_of
 from vdiff_grpc.engine.models import loader, registry
-from vdiff_grpc.engine.packing import Fill
+from vdiff_grpc.engine.packing import FILLER_LENGTH, Fill
 from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import RowStep, Runner
 from vdiff_grpc.engine.scheduler import Scheduler
@@ -23,10 +23,12 @@ from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.told import Told
 from vdiff_grpc.engine.types import (
     EngineConfig,
+    EngineLimits,
     Event,
     Failed,
     Finished,
     Granularity,
+    ModelInfo,
     Request,
     RequestParams,
     ResolvedRequest,
@@ -37,6 +39,21 @@ from vdiff_grpc.engine.validation import limits_for, resolve
 from vdiff_grpc.errors import DeadlineError, EngineFaultError, VdiffError
 
 logger = logging.getLogger(__name__)
+
+
+def _fill(
+    config: EngineConfig, limits: EngineLimits, info: ModelInfo, device: torch.device
+) -> Fill:
+    """The shape of a step: constant on request, else as small as the promise allows.
+
+    On CPU with several threads attention splits a batch of segments otherwise than one.
+    """
+    filler = min(FILLER_LENGTH, info.max_positions)
+    if config.batch_invariant:
+        step = limits.max_step_tokens
+        return Fill(step, step, filler_length=filler, merge=False)
+    alone = device.type == "cpu" and torch.get_num_threads() > 1
+    return Fill(filler_length=filler, merge=not alone)
 
 
 @dataclass(slots=True)
@@ -64,9 +81,7 @@ class Engine:
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
         self.model = loader.load(config.model_path, config.device, config.dtype)
-        fill = Fill()
-        if config.batch_invariant:
-            fill = Fill(self.limits.max_step_tokens, self.limits.max_step_tokens, merge=False)
+        fill = _fill(config, self.limits, self.info, self.model.device)
         auxiliary = None
         if config.aux_model_path:
             model = loader.load(config.aux_model_path, config.device, config.dtype)

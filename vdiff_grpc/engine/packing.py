@@ -19,15 +19,20 @@ from vdiff_grpc.engine.exact import ROWS, whole_rows
 from vdiff_grpc.engine.rng import NoiseRows
 from vdiff_grpc.engine.sequence import Sequence
 
-_FILLER_LENGTH = 128  # of a segment of filler: attention to it stays cheap
+FILLER_LENGTH = 128  # of a segment of filler: attention to it stays cheap
 
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Shape that packed rows are filled up to. merge: as in AttentionLayout."""
+    """Shape that packed rows are filled up to.
+
+    filler_length: of a segment of filler, at most the model's positions.
+    merge: as in AttentionLayout.
+    """
 
     min_tokens: int = ROWS
     min_head: int = ROWS
+    filler_length: int = FILLER_LENGTH
     merge: bool = True
 
     def tokens(self, count: int) -> int:
@@ -63,7 +68,7 @@ def pack_variants(variants: Rows[Variant], filler_id: int, fill: Fill) -> Packed
     count = int(begins[-1])
     missing = fill.tokens(count) - count
     while missing > 0:
-        length = min(missing, _FILLER_LENGTH)
+        length = min(missing, fill.filler_length)
         tokens.append(np.full(length, filler_id, dtype=np.int64))
         positions.append(np.arange(length, dtype=np.int64))
         missing -= length

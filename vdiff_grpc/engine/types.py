@@ -330,6 +330,11 @@ class ModelInfo:
     auxiliary: str = ""
 
     @property
+    def keeps_settled(self) -> bool:
+        """Whether keys and values of settled tokens are kept: where nothing before sees them."""
+        return self.attention is not AttentionPattern.FULL
+
+    @property
     def blank_id(self) -> int:
         """Stands where nothing is yet: the mask, or an id outside the vocabulary."""
         return self.vocab_size if self.mask_token_id is None else self.mask_token_id

@@ -89,6 +89,7 @@ def model_info_response(
         revision=info.revision,
         family=info.family,
         attention=f"ATTENTION_PATTERN_{info.attention.name}",
+        cache="CACHE_POLICY_SETTLED" if info.keeps_settled else "CACHE_POLICY_NONE",
         vocab_size=info.vocab_size,
         mask_token_id=info.mask_token_id,
         end_token_ids=info.end_token_ids,
