@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.tools import GOLDEN, add, finished, run, run_all, tiny_engine
+from tests.engine.tools import GOLDEN, finished, run, same_in_company, tiny_engine
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, FixedSchedule, FreeDave
 from vdiff_grpc.engine.types import (
@@ -179,19 +179,11 @@ def test_in_company_too() -> None:
     )
     company.insert(2, Request(TokensPrompt((5, 6)), threshold, granularity=Granularity.STEPS))
     engine = tiny_engine(max_running_rows=7)
-    alone = {}
-    for key, request in enumerate(company):
-        add(engine, key, request)
-        alone[key] = run_all(engine)[key]
-    for key, request in enumerate(company):
-        add(engine, key, request)
-    together = run_all(engine)
-    for key, events in alone.items():
-        assert together[key][:-1] == events[:-1]
+    alone = same_in_company(engine, company)
     for key, request in enumerate(company):
         if key != 2:
             plain = run(engine, with_strategy(request, FixedSchedule()))
-            check_same(plain, together[key])
+            check_same(plain, alone[key])
 
 
 def test_forward_passes_count_every_draft() -> None:

@@ -84,6 +84,20 @@ def run(engine: Engine, request: Request) -> list[Event]:
     return run_all(engine)[1]
 
 
+def same_in_company(engine: Engine, requests: list[Request]) -> dict[int, list[Event]]:
+    """Each request alone, then all together: the same events. Returns them."""
+    alone = {}
+    for key, request in enumerate(requests):
+        add(engine, key, request)
+        alone[key] = run_all(engine)[key]
+    for key, request in enumerate(requests):
+        add(engine, key, request)
+    together = run_all(engine)
+    for key, events in alone.items():
+        assert together[key][:-1] == events[:-1]
+    return alone
+
+
 def trajectory(events: list[Event]) -> list[list[tuple[int, int, float]]]:
     """Per step: (position, token, confidence) of what was committed."""
     return [

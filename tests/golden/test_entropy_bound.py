@@ -11,15 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.tools import (
-    GOLDEN,
-    add,
-    finished,
-    run,
-    run_all,
-    tiny_engine,
-    trajectory,
-)
+from tests.engine.tools import GOLDEN, finished, run, same_in_company, tiny_engine, trajectory
 from vdiff_grpc.engine.decoding.entropy_bound import EntropyBoundRule, entropy
 from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
@@ -172,15 +164,7 @@ def requests() -> list[Request]:
 
 def test_alone_and_in_company_are_the_same() -> None:
     engine = tiny_engine()
-    alone = {}
-    for key, request in enumerate(requests()):
-        add(engine, key, request)
-        alone[key] = run_all(engine)[key]
-    for key, request in enumerate(requests()):
-        add(engine, key, request)
-    together = run_all(engine)
-    for key, events in alone.items():
-        assert together[key][:-1] == events[:-1]
+    same_in_company(engine, requests())
 
 
 def test_frozen_positions_stay_and_every_hole_is_filled() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.tools import GOLDEN, add, finished, run, run_all, tiny_engine, trajectory
+from tests.engine.tools import GOLDEN, finished, run, same_in_company, tiny_engine, trajectory
 from vdiff_grpc.engine.decoding.local_leap import LocalLeapRule
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, LocalLeap
@@ -122,15 +122,7 @@ def company() -> list[Request]:
 
 def test_alone_and_in_company_are_the_same() -> None:
     engine = tiny_engine(early_end=False)
-    alone = {}
-    for key, one in enumerate(company()):
-        add(engine, key, one)
-        alone[key] = run_all(engine)[key]
-    for key, one in enumerate(company()):
-        add(engine, key, one)
-    together = run_all(engine)
-    for key, events in alone.items():
-        assert together[key][:-1] == events[:-1]
+    same_in_company(engine, company())
 
 
 def test_frozen_positions_stay_as_they_are() -> None:

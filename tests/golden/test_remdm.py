@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.tools import GOLDEN, add, finished, run, run_all, tiny_engine
+from tests.engine.tools import GOLDEN, finished, run, same_in_company, tiny_engine
 from vdiff_grpc.engine.decoding.remdm import Chances, chances
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 from vdiff_grpc.engine.strategies import FixedSchedule, Remdm, RemdmMode
@@ -193,15 +193,7 @@ def test_alone_and_in_company_are_the_same() -> None:
     plain = RequestParams(max_new_tokens=9, block_length=3, strategy=FixedSchedule())
     asked.insert(3, Request(TokensPrompt((1, 2)), plain, granularity=Granularity.STEPS))
     engine = tiny_engine()
-    alone = {}
-    for key, one in enumerate(asked):
-        add(engine, key, one)
-        alone[key] = run_all(engine)[key]
-    for key, one in enumerate(asked):
-        add(engine, key, one)
-    together = run_all(engine)
-    for key, events in alone.items():
-        assert together[key][:-1] == events[:-1]
+    alone = same_in_company(engine, asked)
     assert sum(finished(events).outputs[0].remasked > 0 for events in alone.values()) >= 12
 
 

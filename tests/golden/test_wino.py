@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.tools import GOLDEN, add, change, finished, run, run_all, tiny_engine
+from tests.engine.tools import GOLDEN, add, change, finished, run, same_in_company, tiny_engine
 from vdiff_grpc.engine.decoding.rule import Action
 from vdiff_grpc.engine.decoding.wino import WinoRule
 from vdiff_grpc.engine.packing import pack
@@ -146,15 +146,7 @@ def company() -> list[Request]:
 
 def test_alone_and_in_company_are_the_same() -> None:
     engine = tiny_engine(early_end=False)
-    alone = {}
-    for key, one in enumerate(company()):
-        add(engine, key, one)
-        alone[key] = run_all(engine)[key]
-    for key, one in enumerate(company()):
-        add(engine, key, one)
-    together = run_all(engine)
-    for key, events in alone.items():
-        assert together[key][:-1] == events[:-1]
+    alone = same_in_company(engine, company())
     assert sum(finished(events).outputs[0].remasked > 0 for events in alone.values()) >= 4
 
 
