@@ -9,7 +9,7 @@ from typing import Any
 
 Row = dict[str, Any]
 
-WIDTH, PANEL, HEIGHT, GAP, TOP, LEFT = 1000, 345, 330, 50, 46, 52
+WIDTH, PANEL, HEIGHT, GAP, TOP, LEFT = 1000, 350, 340, 46, 46, 46
 COLOURS = [
     "#1f77b4",
     "#d62728",
@@ -40,23 +40,29 @@ def draw(rows: Sequence[Row], names: Sequence[str]) -> str:
     lines: dict[str, list[Row]] = {}
     for row in rows:
         lines.setdefault(row["line"], []).append(row)
-    fasts = [_point(r, [n])[0] for r in rows for n in names]
-    high = math.ceil(max(fasts) * 1.05)
+    speeds = [_point(row, [name])[0] for row in rows for name in names]
+    span = math.floor(math.log2(min(speeds))), math.ceil(math.log2(max(speeds)))
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 110}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 100}" '
         'font-family="sans-serif" font-size="11">',
-        f'<rect width="{WIDTH}" height="{HEIGHT + 110}" fill="#ffffff"/>',
-        _panel(lines, [names[0]], names[0], LEFT, high),
-        _panel(lines, list(names[1:]), "each digit once", LEFT + PANEL + GAP, high),
+        f'<rect width="{WIDTH}" height="{HEIGHT + 100}" fill="#ffffff"/>',
+        _panel(lines, [names[0]], names[0], LEFT, span),
+        _panel(lines, list(names[1:]), "each digit once", LEFT + PANEL + GAP, span),
         _legend(list(lines), LEFT + 2 * PANEL + GAP + 18),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
 
 
-def _panel(lines: dict[str, list[Row]], names: list[str], title: str, left: int, high: int) -> str:
+def _panel(
+    lines: dict[str, list[Row]], names: list[str], title: str, left: int, span: tuple[int, int]
+) -> str:
+    """span: the powers of two at the ends of the axis of tokens per forward."""
+    low, high = span
+
     def at(point: tuple[float, float]) -> tuple[float, float]:
-        return left + point[0] / high * PANEL, TOP + (1 - point[1]) * HEIGHT
+        across = (math.log2(point[0]) - low) / (high - low)
+        return left + across * PANEL, TOP + (1 - point[1]) * HEIGHT
 
     held = _point(next(iter(lines.values()))[0], names)
     parts = [
@@ -65,24 +71,24 @@ def _panel(lines: dict[str, list[Row]], names: list[str], title: str, left: int,
         "tokens per forward</text>",
     ]
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        x, y = at((0, share))
+        x, y = at((2**low, share))
         parts.append(
             f'<path d="M{x} {y:.1f}h{PANEL}" stroke="#ddd"/>'
             f'<text x="{x - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#444">{share:.0%}</text>'
         )
-    for value in range(high + 1):
-        x, y = at((value, 0))
+    for power in range(low, high + 1):
+        x, y = at((2.0**power, 0))
         parts.append(
             f'<path d="M{x:.1f} {y}v5" stroke="#888"/>'
-            f'<text x="{x:.1f}" y="{y + 18}" text-anchor="middle" fill="#444">{value}</text>'
+            f'<text x="{x:.1f}" y="{y + 18}" text-anchor="middle" fill="#444">{2.0**power:g}</text>'
         )
-    x, y = at((0, held[1]))
+    x, y = at((2**low, held[1]))
     parts.append(f'<path d="M{x} {y:.1f}h{PANEL}" stroke="#111" stroke-dasharray="4 3"/>')
     for index, rows in enumerate(lines.values()):
         points = [at(_point(row, names)) for row in rows]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         colour = COLOURS[index % len(COLOURS)]
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" opacity="0.55"/>')
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" opacity="0.4"/>')
         for row, (x, y) in zip(rows, points, strict=True):
             told = f"{row['setting']}: {_point(row, names)[1]:.1%} @ {_point(row, names)[0]:.2f}"
             parts.append(
@@ -94,12 +100,12 @@ def _panel(lines: dict[str, list[Row]], names: list[str], title: str, left: int,
 def _legend(names: list[str], left: int) -> str:
     parts = []
     for index, name in enumerate(names):
-        y = TOP + 6 + 18 * index
+        y = TOP + 6 + 15.5 * index
         parts.append(
             f'<g fill="{COLOURS[index % len(COLOURS)]}">{_mark(index, left, y)}</g>'
             f'<text x="{left + 10}" y="{y + 4}" fill="#222">{escape(name)}</text>'
         )
-    y = TOP + 6 + 18 * len(names)
+    y = TOP + 6 + 15.5 * len(names)
     parts.append(
         f'<path d="M{left - 5} {y}h10" stroke="#111" stroke-dasharray="4 3"/>'
         f'<text x="{left + 10}" y="{y + 4}" fill="#222">one token per forward</text>'

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.engine.tools import add, finished, run_all, tiny_engine
+from tests.engine.tools import GOLDEN, add, finished, run_all, tiny_engine
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.packing import PackedStep
 from vdiff_grpc.engine.types import (
@@ -153,3 +153,9 @@ def test_ids_without_a_meaning_are_never_generated() -> None:
     engine: Engine = tiny_engine(GOLDEN / "tiny-llada-tied", early_end=False)
     done = engine.generate(request(100, temperature=2.0, block_length=100, steps=4))
     assert max(done.outputs[0].canvas) < 96
+
+
+def test_a_canvas_of_one_block_is_enough_to_start() -> None:
+    engine = tiny_engine(GOLDEN / "tiny-sdar", max_canvas_tokens=4)
+    engine.warm_up()
+    assert engine.statistics.requests == 0

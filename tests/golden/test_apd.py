@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.engine.tools import GOLDEN, add, finished, run, run_all, tiny_engine, trajectory
 from vdiff_grpc.engine.attention import CAUSAL, AttentionLayout
+from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.models import loader
 from vdiff_grpc.engine.strategies import (
@@ -225,3 +228,17 @@ def test_guidance_reaches_the_mixture() -> None:
     canvases = [finished(run(engine, each)).outputs[0].canvas for each in (plain, guided)]
     assert canvases[0] != canvases[1]
     assert np.isin(canvases, 96).sum() == 0
+
+
+def test_ids_that_the_auxiliary_model_does_not_know_are_no_obstacle(tmp_path: Path) -> None:
+    """A vocabulary may lack tokens that were added to the diffusion model's."""
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(vocab_size=60, **shape, **heads)).save_pretrained(tmp_path)
+    engine = apd_engine()
+    narrow = loader.load(str(tmp_path), "cpu", "float32")
+    engine.runner.auxiliary = Auxiliary(narrow, engine.runner.fill)
+    for mixture, highest in ((1.0, range(60, 96)), (0.5, range(60))):
+        asked = request((80, 3, 90), AdaptiveParallel(mixture, 24), temperature=1.0, seed=1)
+        assert max(finished(run(engine, asked)).outputs[0].canvas[3:]) in highest

@@ -235,3 +235,11 @@ def test_more_steps_than_positions_and_one_position_blocks() -> None:
     asked = dataclasses.replace(one.params, max_new_tokens=3, block_length=1, steps=12)
     output = finished(run(tiny_engine(early_end=False), dataclasses.replace(one, params=asked)))
     assert output.outputs[0].steps >= 12
+
+
+def test_a_loop_that_shows_everything_fills_everything() -> None:
+    """t stands one unit in the last place above t_on: nothing is left, by the formula."""
+    loop = Remdm(RemdmMode.LOOP, t_on=0.3333399999999999, t_off=0.0, alpha_on=1.0)
+    resolved = loop.resolved()
+    assert isinstance(resolved, Remdm)
+    assert [chances(resolved, step, 3).fill for step in range(3)][-1] == 1.0

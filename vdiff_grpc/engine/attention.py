@@ -195,6 +195,10 @@ def _mask(
 
 def _in_window(rule: MaskRule, query: Tensor, key: Tensor, window: int) -> Tensor:
     """Layers pass an exclusive window: one-sided where causal, else to both sides."""
+    if rule.shadowed:  # a shadow stands where its token stands
+        places = torch.arange(key.shape[1])
+        places[-len(rule.shadowed) :] = torch.tensor(rule.shadowed)
+        query, key = places[query], places[key]
     distance = query - key
     return (distance if rule.kind is MaskKind.CAUSAL else distance.abs()) < window
 

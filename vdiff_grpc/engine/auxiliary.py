@@ -34,20 +34,22 @@ class Auxiliary:
         """[num_proposals, width]: of every id at each position, given all that stands before it.
 
         segments, positions: [num_proposals] row, and canvas position, ascending; what stands
-        between a row's proposals is given. tokens: what is proposed there.
+        between a row's proposals is given. tokens: what is proposed there. Ids that the model
+        does not know (a vocabulary may lack added tokens) stand as id 0 before it.
         """
         variants = []
         holes: list[Ints] = []
-        begin = 0
+        begin, known = 0, self.model.vocab_width
         for number, row in enumerate(rows):
             mine = positions[segments == number]
             cache = row.cache(_STREAM)
             first = cache.length
             given = row.ids[first : mine[-1]]
             holes.append(begin + mine[:-1] - first)
+            unknown = np.isin(np.arange(first, mine[-1]), mine) | (given >= known)
             variants.append(
                 Variant(
-                    np.where(np.isin(np.arange(first, mine[-1]), mine), 0, given),
+                    np.where(unknown, 0, given),
                     row.position_ids[first : mine[-1]],
                     CAUSAL,
                     heads=mine - 1 - first,
@@ -63,7 +65,9 @@ class Auxiliary:
         ids = torch.from_numpy(packed.token_ids).to(device)
         is_last = np.append(segments[1:] != segments[:-1], True)
         inner = torch.from_numpy(np.flatnonzero(~is_last)).to(device)
-        ids[torch.from_numpy(np.concatenate(holes)).to(device)] = tokens[inner]
+        ids[torch.from_numpy(np.concatenate(holes)).to(device)] = torch.where(
+            tokens[inner] < known, tokens[inner], 0
+        )
         logits = self.model.logits(
             ids,
             torch.from_numpy(packed.position_ids).to(device),

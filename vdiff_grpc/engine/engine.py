@@ -22,6 +22,7 @@ from vdiff_grpc.engine.strategies import ConfidenceThreshold
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.told import Told
 from vdiff_grpc.engine.types import (
+    AttentionPattern,
     EngineConfig,
     EngineLimits,
     Event,
@@ -177,7 +178,11 @@ class Engine:
     def warm_up(self) -> None:
         """Runs the shapes that a first user would otherwise pay for."""
         prompt = (next(i for i in range(2) if i != self.info.mask_token_id),)
-        room = self.limits.max_canvas_tokens - (self.info.block_length or 1)
+        given = 1
+        if self.info.attention is AttentionPattern.CANVAS:
+            assert self.info.block_length is not None, "canvases have a length"
+            given = self.info.block_length
+        room = self.limits.max_canvas_tokens - given
         longest = min(self.limits.default_max_new_tokens, room)
         params = RequestParams(max_new_tokens=min(longest, 2), seed=0)
         if ConfidenceThreshold.NAME in self.info.strategies:  # all at once

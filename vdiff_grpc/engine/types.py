@@ -306,7 +306,8 @@ class ModelInfo:
     shift: logits of position p - shift predict position p.
     block_length: of a block-causal model's attention; its blocks begin at multiples of it.
     prefix_ids, suffix_ids: what the model wants around a text.
-    auxiliary: the autoregressive model beside it, by name; empty when there is none.
+    auxiliary, auxiliary_positions: name of the autoregressive model beside it, empty when there
+    is none, and the longest canvas it can read.
     """
 
     name: str
@@ -328,6 +329,7 @@ class ModelInfo:
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
     auxiliary: str = ""
+    auxiliary_positions: int = 0
 
     @property
     def keeps_settled(self) -> bool:

@@ -164,6 +164,12 @@ def resolve(
         _or(asked.block_length, base.block_length), num_new
     )
     _check_step(strategy, len(canvas), block_length, cfg_scale, limits, bad)
+    if isinstance(strategy, AdaptiveParallel) and len(canvas) > info.auxiliary_positions > 0:
+        bad.add(
+            f"diffusion.{strategy.NAME}",
+            f"strategy {strategy.NAME}: the canvas ({len(canvas)} tokens) exceeds the auxiliary "
+            f"model's limit ({info.auxiliary_positions})",
+        )
     # counted from the end: a block-causal model's first block may be given in part
     num_blocks = -(-(num_new + surplus) // block_length)
     steps = resolve_steps(asked.steps, strategy, num_new, num_blocks, limits, bad)

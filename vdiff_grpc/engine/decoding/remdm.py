@@ -119,7 +119,8 @@ def _loop_chances(strategy: Remdm, eta: float, t: float, dt: float) -> Chances:
     assert strategy.alpha_on is not None, "resolved by validation"
     if t > strategy.t_on:
         speed = strategy.alpha_on / (1 - strategy.t_on)
-        return Chances(fill=min(1.0, dt * speed / (1 - (1 - t) * speed)), sigma=0.0)
+        masked = 1 - (1 - t) * speed  # before this step; nothing, or less by rounding
+        return Chances(fill=min(1.0, dt * speed / masked) if masked > 0 else 1.0, sigma=0.0)
     if t <= strategy.t_off:
         return Chances(fill=dt / t, sigma=0.0)
     hidden = 1 - strategy.alpha_on

@@ -93,7 +93,10 @@ def describe(path: str, name: str = "", aux_path: str = "") -> ModelInfo:
     config = Config.read(root)
     info = _describe(config, find_family(config), name or root.resolve().name)
     if aux_path:
-        return dataclasses.replace(info, auxiliary=_auxiliary(info, aux_path))
+        other = _auxiliary(info, aux_path)
+        return dataclasses.replace(
+            info, auxiliary=other.name, auxiliary_positions=other.max_positions
+        )
     alone = tuple(name for name in info.strategies if name != AdaptiveParallel.NAME)
     return dataclasses.replace(info, strategies=alone)
 
@@ -215,8 +218,8 @@ def _check_ids(info: ModelInfo, config: Config) -> None:
         raise CheckpointError(f"{config.path}: the block length is {info.block_length}")
 
 
-def _auxiliary(info: ModelInfo, path: str) -> str:
-    """The name of the model that lies there, once it is known to fit."""
+def _auxiliary(info: ModelInfo, path: str) -> ModelInfo:
+    """What lies there, once it is known to fit."""
     other = describe(path)
     if other.attention is not AttentionPattern.CAUSAL:
         raise CheckpointError(
@@ -233,4 +236,4 @@ def _auxiliary(info: ModelInfo, path: str) -> str:
             f"{path}: the auxiliary model's vocabulary ({other.vocab_size}) is not that of "
             f"{info.name} ({info.vocab_size}): both must give the same ids to the same tokens"
         )
-    return other.name
+    return other
