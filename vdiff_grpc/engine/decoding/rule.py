@@ -106,7 +106,8 @@ class Group:
 
     @property
     def _counts(self) -> Tensor:
-        return torch.bincount(self.segments, minlength=len(self.parameters))
+        counts = self.segments.new_zeros(len(self.parameters))  # bincount would wait for the device
+        return counts.scatter_add_(0, self.segments, torch.ones_like(self.segments))
 
 
 class Rule:
