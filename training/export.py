@@ -74,7 +74,7 @@ def log_text(log: dict[str, object]) -> str:
     return json.dumps(head)[:-1] + ',\n"rows": [\n' + lines + "\n]}\n"
 
 
-def export(checkpoint: Path, tokenizer: Path, out: Path, temperature: float) -> None:
+def export(checkpoint: Path, tokenizer: Path, out: Path, temperature: float, log_name: str) -> None:
     """Write everything beside the target, then move it there file by file."""
     net, log = read_checkpoint(checkpoint)
     shape = net.shape
@@ -87,7 +87,7 @@ def export(checkpoint: Path, tokenizer: Path, out: Path, temperature: float) -> 
         )
         write_json(part / "generation_config.json", generation_config(shape, temperature))
         save_tokenizer(Tokenizer.from_file(str(tokenizer)), part)
-        (part / "training_log.json").write_text(log_text(log), encoding="utf-8")
+        (part / log_name).write_text(log_text(log), encoding="utf-8")
         for file in sorted(part.iterdir()):
             file.chmod(0o644)
             os.replace(file, out / file.name)
@@ -129,9 +129,10 @@ def main() -> None:
     p.add_argument("--tokenizer", type=Path, required=True, help="tokenizer.json")
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--temperature", type=float, default=0.7)
+    p.add_argument("--log", default="training_log.json", help="name of the log in the folder")
     p.add_argument("--check", action="store_true", help="compare logits with transformers' Llama")
     args = p.parse_args()
-    export(args.checkpoint, args.tokenizer, args.out, args.temperature)
+    export(args.checkpoint, args.tokenizer, args.out, args.temperature, args.log)
     if args.check:
         print("largest difference of logits from transformers' Llama:", check(args.out))
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+import pytest
 
-from vdiff_grpc.engine.attention import CAUSAL, FULL, MaskRule, _mask, block_causal, shadow
-
-CPU = torch.device("cpu")
+from vdiff_grpc.engine.attention import CAUSAL, FULL, MaskRule, block_causal, mask_of, shadow
 
 
 def seen(rule: MaskRule, num_q: int, num_k: int, window: int | None = None) -> list[list[int]]:
     """The keys that each query sees."""
-    mask = _mask(rule, num_q, num_k, window, CPU)
-    if mask is None:
-        return [list(range(num_k))] * num_q
+    mask = mask_of(rule, num_q, num_k, window)
     return [row.nonzero().flatten().tolist() for row in mask]
 
 
@@ -40,3 +36,11 @@ def test_in_a_window_a_shadow_stands_where_its_token_stands() -> None:
     rows = seen(shadow((4, 5)), 12, 12, 3)
     assert rows[10] == [2, 3, 5, 6, 10, 11]
     assert rows[11] == [3, 4, 6, 7, 10, 11]
+
+
+@pytest.mark.parametrize("rule", [FULL, CAUSAL, block_causal(4)])
+def test_a_kernel_gets_a_mask_only_where_it_needs_one(rule: MaskRule) -> None:
+    for num_k in range(2, 13):
+        for num_q in range(1, num_k + 1):
+            everything = bool(mask_of(rule, num_q, num_k).all())
+            assert rule.sees_all(num_q, num_k) == everything

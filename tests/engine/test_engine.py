@@ -7,9 +7,11 @@ import time
 
 import pytest
 
-from tests.engine.tools import GOLDEN, add, finished, run_all, tiny_engine
+from tests.engine.tools import GOLDEN, add, finished, run, run_all, tiny_engine
+from vdiff_grpc.engine.decoding.registry import RULES
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.packing import PackedStep
+from vdiff_grpc.engine.strategies import Klass, Wino
 from vdiff_grpc.engine.types import (
     Failed,
     Finished,
@@ -130,6 +132,33 @@ def test_an_exception_while_committing_fails_one_request_and_not_its_neighbour()
     events = run_all(engine)
     assert isinstance(events[2][0], Failed)
     assert finished(events[3]).outputs[0].canvas == expected
+
+
+@pytest.mark.parametrize("part", ["plan", "settle"])
+def test_a_fault_of_one_rows_rule_fails_its_request_only(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tiny_engine()
+    expected = finished(run(engine, request(4))).outputs[0].canvas
+
+    def broken(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(RULES[Klass], part, broken)
+    add(engine, 2, request(4, strategy=Klass()))
+    add(engine, 3, request(4))
+    events = run_all(engine)
+    assert isinstance(events[2][0], Failed)
+    assert finished(events[3]).outputs[0].canvas == expected
+    assert engine.statistics.requests_failed == 1
+
+
+def test_committed_tokens_are_those_that_were_filled() -> None:
+    engine = tiny_engine()
+    wino = request(12, strategy=Wino(0.05, 0.9), ignore_eos=True)
+    output = engine.generate(wino).outputs[0]
+    assert output.remasked
+    assert engine.statistics.committed_tokens == 12 + output.remasked
 
 
 def test_a_templates_holes_are_told_one_by_one_and_a_continuation_has_none() -> None:

@@ -389,3 +389,33 @@ def test_a_small_vocabulary_bounds_the_most_likely_tokens() -> None:
     info = dataclasses.replace(INFO, vocab_size=7, mask_token_id=6)
     assert ask(info=info, top_logprobs=7).params.top_logprobs == 7
     assert "(8) exceeds the vocabulary (7)" in str(refused(info, top_logprobs=8))
+
+
+def test_klass_remembers_no_more_than_it_may() -> None:
+    wide = dataclasses.replace(INFO, vocab_size=2**20)
+    assert ask(info=wide, max_new_tokens=100, block_length=64, strategy=Klass())
+    fields = refused(info=wide, max_new_tokens=100, block_length=65, strategy=Klass())
+    assert "(65)" in fields["diffusion.block_length"]
+    assert "(64)" in fields["diffusion.block_length"]
+
+
+def test_a_canvas_is_no_longer_than_the_auxiliary_model_can_read() -> None:
+    short = dataclasses.replace(INFO, auxiliary_positions=16)
+    assert ask(info=short, max_new_tokens=13, strategy=AdaptiveParallel())
+    fields = refused(info=short, max_new_tokens=14, strategy=AdaptiveParallel())
+    assert "17" in fields["diffusion.adaptive_parallel"]
+
+
+def test_a_template_far_too_long_is_refused_before_it_is_laid_out() -> None:
+    holes = InfillPrompt((Hole(INFO.max_positions),) * 200)
+    with pytest.raises(InvalidRequestError) as caught:
+        ask(holes)
+    assert [v.field for v in caught.value.violations] == ["infill.segments[2]"]
+
+
+def test_a_checkpoints_own_strategy_is_held_to_the_ranges() -> None:
+    broken = dataclasses.replace(
+        CANVASES_OF_4, default_strategy=UniformNoise(max_denoising_steps=0)
+    )
+    with pytest.raises(CheckpointError, match=r"max_denoising_steps \(0\)"):
+        limits_for(EngineConfig(""), broken)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -58,6 +57,18 @@ class MaskRule:
             case MaskKind.SHADOW:
                 return self._shadow(query, key)
 
+    def sees_all(self, num_q: int, num_k: int) -> bool:
+        """Whether the last num_q of num_k tokens see all of them."""
+        match self.kind:
+            case MaskKind.FULL:
+                return True
+            case MaskKind.CAUSAL:
+                return num_q == 1
+            case MaskKind.BLOCK_CAUSAL:  # one block: it sees itself and all before
+                return (num_k - num_q) // self.block == (num_k - 1) // self.block
+            case MaskKind.SHADOW:
+                return False
+
     def _shadow(self, query: Tensor, key: Tensor) -> Tensor:
         """Canvas sees canvas; a shadow sees everything but the token it stands for."""
         canvas = key.shape[1] - len(self.shadowed)
@@ -86,12 +97,14 @@ class AttentionLayout:
 
     cu_q: [num_segments + 1] offsets. rules, caches: one per segment.
     merge: neighbouring segments of one shape may share a kernel call.
+    masks: those that this step's layers share, as they are made.
     """
 
     cu_q: tuple[int, ...]
     rules: tuple[MaskRule, ...]
     caches: tuple[RowCache | None, ...]
     merge: bool = True
+    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of_lengths(
@@ -118,6 +131,20 @@ class AttentionLayout:
                 found.append((first, i))
                 first = i
         return found
+
+    def visible(
+        self, segment: int, num_q: int, num_k: int, window: int | None, device: torch.device
+    ) -> tuple[bool, Tensor | None]:
+        """What a kernel is told: whether attention is plainly causal, else a mask if it needs one."""
+        rule = self.rules[segment]
+        if window is None or window >= num_k:
+            if rule.sees_all(num_q, num_k):
+                return False, None
+            if rule == CAUSAL and num_q == num_k:
+                return True, None
+        if (segment, window) not in self.masks:
+            self.masks[segment, window] = mask_of(rule, num_q, num_k, window).to(device)
+        return False, self.masks[segment, window]
 
     def _alike(self, i: int, j: int) -> bool:
         return (
@@ -158,9 +185,7 @@ def ragged_attention(
         cache = layout.caches[first]
         if cache is not None:
             k, v = cache.extend(int(module.layer_idx), k, v)  # type: ignore[arg-type]
-        rule = layout.rules[first]
-        causal = rule == CAUSAL and q.shape[2] == k.shape[2] and sliding_window is None
-        mask = None if causal else _mask(rule, q.shape[2], k.shape[2], sliding_window, q.device)
+        causal, mask = layout.visible(first, q.shape[2], k.shape[2], sliding_window, q.device)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=grouped
         )
@@ -177,20 +202,14 @@ def _segments(packed: Tensor, begin: int, end: int, count: int) -> Tensor:
     return packed[0, :, begin:end].view(heads, count, length, dim).transpose(0, 1)
 
 
-@lru_cache(maxsize=64)
-def _mask(
-    rule: MaskRule, num_q: int, num_k: int, window: int | None, device: torch.device
-) -> Tensor | None:
-    """[num_q, num_k] bool, or None where every query sees every key.
-
-    The last num_q of the num_k tokens ask.
-    """
+def mask_of(rule: MaskRule, num_q: int, num_k: int, window: int | None = None) -> Tensor:
+    """[num_q, num_k] bool: which keys a query sees. The last num_q of the num_k tokens ask."""
     query = torch.arange(num_k - num_q, num_k).unsqueeze(1)
     key = torch.arange(num_k).unsqueeze(0)
     allowed = rule.allows(query, key)
     if window is not None:
         allowed &= _in_window(rule, query, key, window)
-    return None if bool(allowed.all()) else allowed.to(device)
+    return allowed
 
 
 def _in_window(rule: MaskRule, query: Tensor, key: Tensor, window: int) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from vdiff_grpc.engine.auxiliary import Auxiliary
+from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.packing import FILLER_LENGTH, Fill
@@ -29,7 +30,6 @@ from vdiff_grpc.engine.types import (
     Failed,
     Finished,
     Granularity,
-    ModelInfo,
     Request,
     RequestParams,
     ResolvedRequest,
@@ -42,14 +42,13 @@ from vdiff_grpc.errors import DeadlineError, EngineFaultError, VdiffError
 logger = logging.getLogger(__name__)
 
 
-def _fill(
-    config: EngineConfig, limits: EngineLimits, info: ModelInfo, device: torch.device
-) -> Fill:
+def _fill(config: EngineConfig, limits: EngineLimits, positions: int, device: torch.device) -> Fill:
     """The shape of a step: constant on request, else as small as the promise allows.
 
     On CPU with several threads attention splits a batch of segments otherwise than one.
+    positions: that the model knows.
     """
-    filler = min(FILLER_LENGTH, info.max_positions)
+    filler = min(FILLER_LENGTH, positions)
     if config.batch_invariant:
         step = limits.max_step_tokens
         return Fill(step, step, filler_length=filler, merge=False)
@@ -82,11 +81,12 @@ class Engine:
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
         self.model = loader.load(config.model_path, config.device, config.dtype)
-        fill = _fill(config, self.limits, self.info, self.model.device)
+        fill = _fill(config, self.limits, self.info.max_positions, self.model.device)
         auxiliary = None
         if config.aux_model_path:
             model = loader.load(config.aux_model_path, config.device, config.dtype)
-            auxiliary = Auxiliary(model, fill)
+            positions = self.info.auxiliary_positions
+            auxiliary = Auxiliary(model, _fill(config, self.limits, positions, self.model.device))
         self.runner = Runner(self.model, self.info, self._banned_ids(), noise, fill, auxiliary)
         self.scheduler = Scheduler(
             self.limits.max_running_rows, self.limits.max_waiting_rows, self.limits.max_step_tokens
@@ -143,20 +143,19 @@ class Engine:
             results = self.runner.step(rows)
         except Exception:
             return events + self._fail(rows)
-        committed = 0
         for result in results:
             key = result.sequence.key
             if key not in self._open:
                 continue  # another of its rows has failed in this step
             try:
+                if result.error is not None:
+                    raise result.error
                 events += self._apply(result)
             except Exception:
                 events += self._fail([result.sequence])
-            committed += sum(len(changes) for changes in result.steps)
         self._count(
             engine_steps=1,
             forward_passes=sum(result.forwards for result in results),
-            committed_tokens=committed,
         )
         self.scheduler.remove_finished()
         return events
@@ -201,6 +200,7 @@ class Engine:
         events: list[Event] = []
         for changes in result.steps:
             row.apply(changes)
+            self._count(committed_tokens=int((changes.actions == Action.UNMASK).sum()))
             done = rule.is_block_done(row)
             row.settle(block_done=done)
             events += self._tell(opened, row)

@@ -133,6 +133,13 @@ def _template(
     if framed or (not info.suffix_ids and isinstance(next(iter(segments), None), str)):
         give(info.prefix_ids)
     for segment, path in zip(segments, paths, strict=True):
+        if len(canvas) > info.max_positions:
+            bad.add(
+                path,
+                f"{path}: the canvas ({len(canvas)} tokens before it) exceeds the model's limit "
+                f"({info.max_positions})",
+            )
+            return [], []
         if isinstance(segment, Hole):
             if segment.length < 1 or segment.length > info.max_positions:
                 bad.add(

@@ -32,12 +32,13 @@ _RULE_ORDER = {kind: number for number, kind in enumerate(RULES)}
 class RowStep:
     """What one forward pass gives a row: the changes of its logical steps, in order.
 
-    forwards: passes over its canvas.
+    forwards: passes over its canvas. error: what went wrong with this row alone.
     """
 
     sequence: Sequence
     steps: list[Columns]
     forwards: int
+    error: Exception | None = None
 
 
 class Runner:
@@ -70,13 +71,23 @@ class Runner:
 
         Rows that share a rule stand together, so that each rule sees a slice.
         """
-        rows = sorted(sequences, key=lambda row: _RULE_ORDER[type(row.params.strategy)])
-        packed = pack(rows, [self._plan(row) for row in rows], self._filler_id, self.fill)
+        rows: list[Sequence] = []
+        plans: list[tuple[Variant, ...]] = []
+        failed: list[RowStep] = []
+        for row in sorted(sequences, key=lambda row: _RULE_ORDER[type(row.params.strategy)]):
+            try:
+                plans.append(self._plan(row))
+                rows.append(row)
+            except Exception as error:
+                failed.append(RowStep(row, [], 0, error))
+        if not rows:
+            return failed
+        packed = pack(rows, plans, self._filler_id, self.fill)
         logits = self.forward(packed)
         for variant in packed.variants:
             if variant.cache is not None:
                 variant.cache.advance(variant.keep)
-        return self._decode(packed, logits)
+        return failed + self._decode(packed, logits)
 
     def _plan(self, row: Sequence) -> tuple[Variant, ...]:
         rule = rule_of(row)
@@ -246,8 +257,12 @@ class Runner:
                     host[3 : 3 + wanted, mine].T.astype(np.int64),
                     host[3 + wanted :, mine].view(np.float32).T,
                 )
-            settled = rule_of(sequence).settle(sequence, proposals)
-            steps.append(RowStep(sequence, settled, packed.forwards[row]))
+            forwards = packed.forwards[row]
+            try:
+                settled = rule_of(sequence).settle(sequence, proposals)
+                steps.append(RowStep(sequence, settled, forwards))
+            except Exception as error:
+                steps.append(RowStep(sequence, [], forwards, error))
         return steps
 
     def _to_device(self, values: np.ndarray) -> Tensor:

@@ -137,10 +137,6 @@ class Sequence:
         """Canvas positions of the active block that are filled, ascending."""
         return self._in_state(self.block_positions(), State.COMMITTED)
 
-    def masked_ahead(self) -> Ints:
-        """Masked canvas positions of the blocks after the active one, ascending."""
-        return self._in_state(self.generated[self.blocks[self.block].stop :], State.MASKED)
-
     @property
     def steps_in_block(self) -> int:
         """Scheduled steps of the active block."""

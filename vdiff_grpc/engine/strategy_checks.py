@@ -14,6 +14,7 @@ from vdiff_grpc.engine.strategies import (
     AdaptiveParallel,
     DreamOrder,
     DreamSchedule,
+    Klass,
     LocalLeap,
     Range,
     Remdm,
@@ -25,6 +26,9 @@ from vdiff_grpc.engine.types import EngineLimits, ModelInfo
 
 # Steps of a strategy that masks again, times the model's limit of positions.
 MAX_SPARE = 8
+
+# Numbers of float32 that a rule may keep of a row's block: 256 MiB.
+_MAX_REMEMBERED = 2**26
 
 # The first parameter is less than the second; True: or as large.
 _ORDERED = (
@@ -67,6 +71,16 @@ def resolve_strategy(asked: Strategy | None, info: ModelInfo, bad: Violations) -
         resolved = dataclasses.replace(resolved, relaxed_threshold=lower)  # the default gives way
     _check_order(resolved, said, bad)
     return resolved
+
+
+def check_own(info: ModelInfo, bad: Violations) -> None:
+    """The model's own strategy, whose parameters a checkpoint may have set."""
+    own = info.default_strategy
+    said = {name: value for name in own.ranges() if (value := getattr(own, name)) is not None}
+    for name, value in said.items():
+        if why := _outside(value, own.ranges()[name]):
+            bad.add(name, f"{own.NAME}: {name} ({_shown(value)}) {why}")
+    _check_order(own.resolved(), said, bad)
 
 
 def without_effect(strategy: Strategy) -> dict[str, str]:
@@ -147,3 +161,38 @@ def _shown(value: Any) -> str:
     if isinstance(value, enum.Enum):
         return str(value.value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def check_memory(strategy: Strategy, block_length: int, info: ModelInfo, bad: Violations) -> None:
+    """KLASS remembers a distribution for every position of up to two blocks, until they are left"""
+    most = max(_MAX_REMEMBERED // info.vocab_size, 1)
+    if isinstance(strategy, Klass) and block_length > most:
+        bad.add(
+            "diffusion.block_length",
+            f"block_length ({block_length}) exceeds what {Klass.NAME} can remember with a "
+            f"vocabulary of {info.vocab_size} ({most})",
+        )
+
+
+def check_step(
+    strategy: Strategy,
+    length: int,
+    block_length: int,
+    cfg_scale: float,
+    limits: EngineLimits,
+    bad: Violations,
+) -> None:
+    """One step of a canvas of `length` must fit in a forward pass."""
+    tokens, limit = strategy.step_tokens(length, block_length), limits.max_step_tokens
+    if tokens > limit:
+        bad.add(
+            f"diffusion.{strategy.NAME}",
+            f"strategy {strategy.NAME} computes {tokens} tokens in a step of {length}, which "
+            f"exceeds the server's limit per step ({limit})",
+        )
+    elif cfg_scale > 0 and 2 * tokens > limit:
+        bad.add(
+            "diffusion.cfg_scale",
+            f"cfg_scale ({cfg_scale:g}) computes the canvas twice, and twice {tokens} tokens "
+            f"exceed the server's limit per step ({limit})",
+        )

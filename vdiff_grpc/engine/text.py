@@ -27,6 +27,15 @@ class _Column:
     top: TopTokens | None
 
 
+@dataclass(slots=True)
+class _Delta:
+    """What has become certain in one hole and was not taken yet."""
+
+    hole: int
+    texts: list[str] = field(default_factory=list)
+    columns: list[_Column] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class TextEnd:
     reason: FinishReason
@@ -47,7 +56,6 @@ class TextStream:
     end_ids: frozenset[int]
     hole_ends: Sequence[int]
     text: str = ""
-    tokens: Tokens = field(default_factory=Tokens)
     hole_texts: list[str] = field(default_factory=list)
     end: TextEnd | None = None
     num_pushed: int = 0
@@ -55,7 +63,8 @@ class TextStream:
     _seen: str = ""  # all decoded text, held back or not
     _hole_begin: int = 0  # of the current hole, in _seen
     _waiting: list[_Column] = field(default_factory=list)
-    _new: list[Committed] = field(default_factory=list)
+    _certain: list[_Column] = field(default_factory=list)
+    _new: list[_Delta] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -90,10 +99,17 @@ class TextStream:
         else:
             self._release(len(self._seen) - self._held_back())
 
+    @property
+    def tokens(self) -> Tokens:
+        """All whose text is certain."""
+        return _tokens(self._certain)
+
     def take_new(self) -> list[Committed]:
         """What has become certain since the last call."""
         new, self._new = self._new, []
-        return new
+        return [
+            Committed(self.output_index, "".join(d.texts), _tokens(d.columns), d.hole) for d in new
+        ]
 
     def _match_stop(self, before: int) -> bool:
         """Ends the text before the earliest stop string that the new characters complete."""
@@ -152,19 +168,22 @@ class TextStream:
         columns, self._waiting = self._waiting[:count], self._waiting[count:]
         if not text and not columns:
             return
-        tokens = Tokens(
-            tuple(c.id for c in columns),
-            tuple(c.position for c in columns),
-            tuple(c.step for c in columns),
-            tuple(c.confidence for c in columns),
-            tuple(c.token_bytes for c in columns),
-            tuple(c.text_offset for c in columns),
-            tuple(c.top for c in columns if c.top is not None),
-        )
         self.text += text
-        self.tokens = self.tokens + tokens
+        self._certain += columns
         hole = len(self.hole_texts)
-        if self._new and self._new[-1].hole_index == hole:
-            last = self._new.pop()
-            text, tokens = last.text + text, last.tokens + tokens
-        self._new.append(Committed(self.output_index, text, tokens, hole))
+        if not self._new or self._new[-1].hole != hole:
+            self._new.append(_Delta(hole))
+        self._new[-1].texts.append(text)
+        self._new[-1].columns += columns
+
+
+def _tokens(columns: Sequence[_Column]) -> Tokens:
+    return Tokens(
+        tuple(c.id for c in columns),
+        tuple(c.position for c in columns),
+        tuple(c.step for c in columns),
+        tuple(c.confidence for c in columns),
+        tuple(c.token_bytes for c in columns),
+        tuple(c.text_offset for c in columns),
+        tuple(c.top for c in columns if c.top is not None),
+    )

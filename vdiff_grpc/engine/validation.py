@@ -13,7 +13,13 @@ from typing import Any, TypeVar
 
 from vdiff_grpc.engine.prompts import Violations, lay_out
 from vdiff_grpc.engine.strategies import AdaptiveParallel, Strategy
-from vdiff_grpc.engine.strategy_checks import resolve_steps, resolve_strategy
+from vdiff_grpc.engine.strategy_checks import (
+    check_memory,
+    check_own,
+    check_step,
+    resolve_steps,
+    resolve_strategy,
+)
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
     AttentionPattern,
@@ -62,6 +68,10 @@ def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
     if info.attention is AttentionPattern.BLOCK_CAUSAL:
         canvas -= canvas % (info.block_length or 1)
     block_length = _only_block_length(info)
+    own = Violations()
+    check_own(info, own)
+    if own.found:
+        raise CheckpointError(f"{info.path}: {own.found[0].description}, by the checkpoint's word")
     return EngineLimits(
         max_canvas_tokens=canvas,
         max_new_tokens=canvas,
@@ -163,7 +173,8 @@ def resolve(
     block_length = _only_block_length(info) or min(
         _or(asked.block_length, base.block_length), num_new
     )
-    _check_step(strategy, len(canvas), block_length, cfg_scale, limits, bad)
+    check_step(strategy, len(canvas), block_length, cfg_scale, limits, bad)
+    check_memory(strategy, block_length, info, bad)
     if isinstance(strategy, AdaptiveParallel) and len(canvas) > info.auxiliary_positions > 0:
         bad.add(
             f"diffusion.{strategy.NAME}",
@@ -362,27 +373,3 @@ def _surplus(info: ModelInfo, given: int, num_new: int) -> int:
     if info.attention is AttentionPattern.CANVAS:  # its blocks begin where the prompt ends
         return -num_new % (info.block_length or 1)
     return -(given + num_new) % (info.block_length or 1)
-
-
-def _check_step(
-    strategy: Strategy,
-    length: int,
-    block_length: int,
-    cfg_scale: float,
-    limits: EngineLimits,
-    bad: Violations,
-) -> None:
-    """One step of a canvas of `length` must fit in a forward pass."""
-    tokens, limit = strategy.step_tokens(length, block_length), limits.max_step_tokens
-    if tokens > limit:
-        bad.add(
-            f"diffusion.{strategy.NAME}",
-            f"strategy {strategy.NAME} computes {tokens} tokens in a step of {length}, which "
-            f"exceeds the server's limit per step ({limit})",
-        )
-    elif cfg_scale > 0 and 2 * tokens > limit:
-        bad.add(
-            "diffusion.cfg_scale",
-            f"cfg_scale ({cfg_scale:g}) computes the canvas twice, and twice {tokens} tokens "
-            f"exceed the server's limit per step ({limit})",
-        )

@@ -27,7 +27,6 @@ from vdiff_grpc.errors import CheckpointError
 class LoadedModel:
     """A model on its device.
 
-    shift: logits of position p predict position p + shift.
     position_offset: what the network calls position 0.
     head: modules that make logits of hidden states; empty when the network does it itself.
     """
@@ -35,7 +34,6 @@ class LoadedModel:
     network: nn.Module
     device: torch.device
     dtype: torch.dtype
-    shift: int
     position_offset: int = 0
     head: tuple[nn.Module, ...] = ()
 
@@ -120,7 +118,6 @@ def load(path: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
         network,
         target,
         kind,
-        family.shift,
         family.position_offset(config),
         tuple(_module(network, name) for name in family.head),
     )
