@@ -80,7 +80,6 @@ class Evaluation:
         self.net = load_published(args.model)
         self.tok = Tokenizer.from_file(str(args.model / "tokenizer.json"))
         self.stories: Stories = read_stories(args.texts)
-        self.rng = random.Random(5)
 
     def ids(self, text: str) -> list[int]:
         """Ids without specials."""
@@ -129,17 +128,18 @@ class Evaluation:
 
     def replies(self, temperature: float) -> dict[str, object]:
         """Do chat replies end by themselves?"""
+        rng = random.Random(5)
         nouns = sorted(NOUNS)
         asks: list[tuple[str, str]] = []
         for _ in range(32):
-            a, b = self.rng.sample(nouns, 2)
+            a, b = rng.sample(nouns, 2)
             asks.append(
                 ("story", f"Tell me a story about {with_article(a)} and {with_article(b)}.")
             )
         words = read_definitions(self.args.texts, self.stories)
-        asks += [("definition", d.asks[0]) for d in self.rng.sample(words, 24)]
+        asks += [("definition", d.asks[0]) for d in rng.sample(words, 24)]
         for _ in range(16):
-            asks.append(("task", task_text(draw_digits(self.rng, True))[0]))
+            asks.append(("task", task_text(draw_digits(rng, True))[0]))
         out = generate(self.net, [self.chat(a) for _, a in asks], NEW_TOKENS, temperature, seed=13)
         ended = [r[-1] in ENDS for r in out]
         result: dict[str, object] = {
@@ -158,7 +158,8 @@ class Evaluation:
 
     def task(self, count: int) -> dict[str, object]:
         """Exact answers of held-out running totals at several tokens per forward."""
-        pairs = [task_text(draw_digits(self.rng, True)) for _ in range(count)]
+        rng = random.Random(5)
+        pairs = [task_text(draw_digits(rng, True)) for _ in range(count)]
         prompts = [self.chat(a) for a, _ in pairs]
         result: dict[str, object] = {"instances": count, "temperature": 0}
         for per_step in (1, 2, 4, 8):

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from tests.engine.tools import GOLDEN, finished, run, tiny_engine
 from vdiff_grpc.engine.decoding.confidence_threshold import ConfidenceThresholdRule
 from vdiff_grpc.engine.decoding.fixed_schedule import FixedScheduleRule
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
-from vdiff_grpc.engine.decoding.stages import Guidance, Sampling, ban_, draw, guide_
+from vdiff_grpc.engine.decoding.stages import Guidance, Sampling, ban_, draw, filtered, guide_
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
+from vdiff_grpc.engine.strategies import (
+    AdaptiveParallel,
+    DreamOrder,
+    DreamSchedule,
+    LeftToRight,
+    Strategy,
+)
+from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
 
 
 def candidates(confidence: list[float], order: list[float] | None = None) -> Candidates:
@@ -38,9 +48,11 @@ def test_ranks_count_within_a_row_and_ties_go_to_the_lower_position() -> None:
     assert ranks.tolist() == [1, 0, 2, 0, 1]
 
 
-def test_sums_are_each_rows_own() -> None:
-    sums = group([0, 0, 2], [[0.0]] * 3).sums(torch.tensor([0.5, 0.25, 1.0]))
-    assert sums.tolist() == [0.75, 0.0, 1.0]
+def test_counts_and_sums_are_each_rows_own() -> None:
+    given = group([0, 0, 0, 2, 2], [[0.0]] * 3)
+    assert given.counts(torch.tensor([True, False, True, True, False])).tolist() == [2, 0, 1]
+    ranks, units = torch.tensor([2, 0, 1, 1, 0]), torch.tensor([1, 2, 4, 8, 16])
+    assert given.sums_before(ranks, units).tolist() == [6, 0, 2, 16, 0]
 
 
 def test_fixed_schedule_takes_each_rows_own_share() -> None:
@@ -80,6 +92,45 @@ def test_top_k_and_top_p_keep_the_smallest_sufficient_set() -> None:
     for top_k, top_p, kept in [(2, 1.0, {1, 3}), (0, 0.6, {1, 3}), (0, 0.4, {1}), (1, 1.0, {1})]:
         drawn = draw(logits.clone(), sampling([top_k] * count, [top_p] * count), CounterNoise())
         assert set(drawn.tolist()) == kept
+
+
+def test_a_filter_touches_no_other_row_and_depends_on_none() -> None:
+    logits = torch.randn(5, 1003, generator=torch.Generator().manual_seed(0))
+    heat, top_k = torch.tensor([0.0, 0.5, 1, 1, 2]), torch.tensor([0, 3, 0, 0, 7])
+    top_p = torch.tensor([1.0, 1.0, 0.3, 1.0, 0.9])
+    together = filtered(logits, heat, top_k, top_p, some=True)
+    plain = filtered(logits, heat, top_k, top_p, some=False)
+    assert torch.equal(together[[0, 3]], plain[[0, 3]])
+    assert (together[1] > -torch.inf).sum() == 3
+    for row in range(5):
+        one = slice(row, row + 1)
+        alone = filtered(logits[one], heat[one], top_k[one], top_p[one], some=True)
+        assert torch.equal(alone, together[one])
+
+
+@pytest.mark.parametrize("temperature", [1e-7, 1e-38, 5e-324])
+@pytest.mark.parametrize(
+    "strategy",
+    [LeftToRight(), AdaptiveParallel(0.5), *(DreamSchedule(order) for order in DreamOrder)],
+)
+def test_a_temperature_that_float32_cannot_carry_is_greedy(
+    strategy: Strategy, temperature: float
+) -> None:
+    engine = tiny_engine(aux_model_path=str(GOLDEN / "tiny-causal"))
+    outputs = [
+        finished(
+            run(
+                engine,
+                Request(
+                    TokensPrompt((1, 2, 3)),
+                    RequestParams(max_new_tokens=8, temperature=heat, seed=1, strategy=strategy),
+                ),
+            )
+        ).outputs[0]
+        for heat in (0.0, temperature)
+    ]
+    assert outputs[0].canvas == outputs[1].canvas
+    assert outputs[0].tokens.confidences == outputs[1].tokens.confidences
 
 
 def test_equal_logits_go_to_the_lower_id() -> None:

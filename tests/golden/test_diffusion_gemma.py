@@ -309,6 +309,17 @@ def test_a_network_in_bfloat16_denoises_too() -> None:
     assert all(0 <= token < 97 for token in output.canvas)
 
 
+def test_a_network_in_float16_can_be_as_cold_as_in_float32() -> None:
+    params = RequestParams(max_new_tokens=8, temperature=0.0, seed=1)
+    request = Request(TokensPrompt((1, 2, 3)), params)
+    half, full = (
+        finished(run(tiny_engine(TINY_GEMMA, dtype=dtype), request)).outputs[0]
+        for dtype in ("float16", "float32")
+    )
+    assert half.canvas == full.canvas
+    assert half.tokens.confidences == pytest.approx(full.tokens.confidences, abs=0.02)
+
+
 def test_text_leaves_when_its_canvas_is_done_and_not_before() -> None:
     engine = tiny_engine(TINY_GEMMA)
     params = RequestParams(max_new_tokens=16, seed=1, ignore_eos=True)

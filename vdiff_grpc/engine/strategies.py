@@ -1,8 +1,8 @@
 """The decoding strategies and their parameters, as a caller sets them. Knows no torch.
 
 A class per case of the contract's `DiffusionParams.strategy`, with the case's name and the fields
-of its message. None: the caller said nothing; `resolved` fills in the default that stands beside
-the field's range. Validation, conversion and the defaults read these tables, so that a strategy's
+of its message. None, whatever a field's type: the caller said nothing; `resolved` fills in the
+default that stands beside the field's range, and then every field is of its type. Validation, conversion and the defaults read these tables, so that a strategy's
 parameters are written down here and in the contract only.
 """
 
@@ -96,7 +96,7 @@ class FixedSchedule(Strategy):
 
     NAME = "fixed_schedule"
     HAS_STEPS = True
-    remasking: Remasking | None = _choice(Remasking.LOW_CONFIDENCE)
+    remasking: Remasking = _choice(Remasking.LOW_CONFIDENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ class DreamSchedule(Strategy):
 
     NAME = "dream_schedule"
     HAS_STEPS = True
-    order: DreamOrder | None = _choice(DreamOrder.ENTROPY)
-    order_temperature: float | None = _number(0.0, 0.0, 100.0)
+    order: DreamOrder = _choice(DreamOrder.ENTROPY)
+    order_temperature: float = _number(0.0, 0.0, 100.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class ConfidenceThreshold(Strategy):
     """Fast-dLLM: all predictions at least this confident."""
 
     NAME = "confidence_threshold"
-    threshold: float | None = _number(0.9, 0.0, 1.0, open_low=True)
+    threshold: float = _number(0.9, 0.0, 1.0, open_low=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class Factor(Strategy):
     """Fast-dLLM: the n most confident while the n-th is at least 1 - factor / (n + 1)."""
 
     NAME = "factor"
-    factor: float | None = _number(1.0, 0.0, 1000.0, open_low=True)
+    factor: float = _number(1.0, 0.0, 1000.0, open_low=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class DynamicThreshold(Strategy):
 
     NAME = "dynamic_threshold"
     HAS_STEPS = True
-    threshold: float | None = _number(0.85, 0.0, 1.0, open_low=True)
+    threshold: float = _number(0.85, 0.0, 1.0, open_low=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ class EntropyBound(Strategy):
     """EB: in order of rising entropy while the sum without the largest stays in the bound, nats."""
 
     NAME = "entropy_bound"
-    bound: float | None = _number(0.1, 0.0, 1000.0)
+    bound: float = _number(0.1, 0.0, 1000.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +148,9 @@ class Klass(Strategy):
 
     NAME = "klass"
     HAS_STEPS = True
-    threshold: float | None = _number(0.9, 0.0, 1.0)
-    kl_threshold: float | None = _number(0.01, 0.0, 100.0)
-    history: int | None = _number(2, 1, 8)
+    threshold: float = _number(0.9, 0.0, 1.0)
+    kl_threshold: float = _number(0.01, 0.0, 100.0)
+    history: int = _number(2, 1, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +158,9 @@ class LocalLeap(Strategy):
     """LocalLeap: confident anchors, and their neighbours by a relaxed threshold."""
 
     NAME = "local_leap"
-    threshold: float | None = _number(0.9, 0.0, 1.0, open_low=True)
-    relaxed_threshold: float | None = _number(0.75, 0.0, 1.0, open_low=True)
-    radius: int | None = _number(4, 0, 1024)
+    threshold: float = _number(0.9, 0.0, 1.0, open_low=True)
+    relaxed_threshold: float = _number(0.75, 0.0, 1.0, open_low=True)
+    radius: int = _number(4, 0, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +169,8 @@ class Wino(Strategy):
 
     NAME = "wino"
     REVOCABLE = True
-    threshold: float | None = _number(0.6, 0.0, 1.0)
-    threshold_back: float | None = _number(0.9, 0.0, 1.0)
+    threshold: float = _number(0.6, 0.0, 1.0)
+    threshold_back: float = _number(0.9, 0.0, 1.0)
 
     def step_tokens(self, length: int, block_length: int) -> int:
         return length + block_length
@@ -184,11 +184,11 @@ class Remdm(Strategy):
     HAS_STEPS = True
     SPARE_STEPS = True
     REVOCABLE = True
-    mode: RemdmMode | None = _choice(RemdmMode.CAP)
-    eta: float | None = _number(0.02, 0.0, 1.0)
-    t_on: float | None = _number(0.55, 0.0, 1.0)
-    t_off: float | None = _number(0.05, 0.0, 1.0)
-    alpha_on: float | None = _number(0.9, 0.0, 1.0, open_low=True)
+    mode: RemdmMode = _choice(RemdmMode.CAP)
+    eta: float = _number(0.02, 0.0, 1.0)
+    t_on: float = _number(0.55, 0.0, 1.0)
+    t_off: float = _number(0.05, 0.0, 1.0)
+    alpha_on: float = _number(0.9, 0.0, 1.0, open_low=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +197,9 @@ class Editing(Strategy):
 
     NAME = "editing"
     REVOCABLE = True
-    threshold: float | None = _number(0.95, 0.0, 1.0)
-    edit_threshold: float | None = _number(0.9, 0.0, 1.0)
-    max_post_steps: int | None = _number(16, 0, 1024)
+    threshold: float = _number(0.95, 0.0, 1.0)
+    edit_threshold: float = _number(0.9, 0.0, 1.0)
+    max_post_steps: int = _number(16, 0, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +208,9 @@ class FreeDave(Strategy):
 
     NAME = "freedave"
     HAS_STEPS = True
-    drafts: int | None = _number(4, 1, 32)
+    drafts: int = _number(4, 1, 32)
 
     def step_tokens(self, length: int, block_length: int) -> int:
-        assert self.drafts is not None, "resolved by validation"
         return length * (1 + self.drafts)
 
 
@@ -220,8 +219,8 @@ class AdaptiveParallel(Strategy):
     """APD: a prefix of the proposals, as long as an autoregressive model agrees."""
 
     NAME = "adaptive_parallel"
-    mixture: float | None = _number(0.7, 0.0, 1.0)
-    max_lookahead: int | None = _number(100, 1, 4096)
+    mixture: float = _number(0.7, 0.0, 1.0)
+    max_lookahead: int = _number(100, 1, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +228,8 @@ class AdaptiveConfidence(Strategy):
     """APD's idea without a second model: as many of the best as are likely right together."""
 
     NAME = "adaptive_confidence"
-    threshold: float | None = _number(0.8, 0.0, 1.0, open_low=True)
-    max_parallel: int | None = _number(16, 1, 1024)
+    threshold: float = _number(0.8, 0.0, 1.0, open_low=True)
+    max_parallel: int = _number(16, 1, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,12 +238,12 @@ class UniformNoise(Strategy):
 
     NAME = "uniform_noise"
     REVOCABLE = True
-    entropy_bound: float | None = _number(0.1, 0.0, 1000.0, open_low=True)
-    t_min: float | None = _number(0.4, 0.0, 100.0)
-    t_max: float | None = _number(0.8, 0.0, 100.0, open_low=True)
-    max_denoising_steps: int | None = _number(48, 1, 1024)
-    stability_threshold: int | None = _number(1, 0, 1024)
-    confidence_threshold: float | None = _number(0.005, 0.0, 1000.0, open_low=True)
+    entropy_bound: float = _number(0.1, 0.0, 1000.0, open_low=True)
+    t_min: float = _number(0.4, 0.0, 100.0)
+    t_max: float = _number(0.8, 0.0, 100.0, open_low=True)
+    max_denoising_steps: int = _number(48, 1, 1024)
+    stability_threshold: int = _number(1, 0, 1024)
+    confidence_threshold: float = _number(0.005, 0.0, 1000.0, open_low=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def resolve_strategy(asked: Strategy | None, info: ModelInfo, bad: Violations) -
     if len(bad.found) > found_before:
         return resolved
     if isinstance(resolved, LocalLeap) and "relaxed_threshold" not in said:
-        lower = min(filter(None, (resolved.relaxed_threshold, resolved.threshold)))
+        lower = min(resolved.relaxed_threshold, resolved.threshold)
         resolved = dataclasses.replace(resolved, relaxed_threshold=lower)  # the default gives way
     _check_order(resolved, said, bad)
     return resolved
@@ -88,7 +88,7 @@ def without_effect(strategy: Strategy) -> dict[str, str]:
     resolved = strategy.resolved()
     if isinstance(resolved, DreamSchedule) and resolved.order is DreamOrder.ORIGIN:
         return {"order_temperature": "order origin, which draws every position alone"}
-    if not isinstance(resolved, Remdm) or resolved.mode is None:
+    if not isinstance(resolved, Remdm):
         return {}
     unused = {}
     if resolved.mode is not RemdmMode.LOOP:

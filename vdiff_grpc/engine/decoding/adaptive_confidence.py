@@ -14,10 +14,10 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, strategy_of
 from vdiff_grpc.engine.exact import stable
 from vdiff_grpc.engine.sequence import Sequence
-from vdiff_grpc.engine.strategies import AdaptiveConfidence, Strategy
+from vdiff_grpc.engine.strategies import AdaptiveConfidence
 
 # Doubts are counted in units of 2^-20 nats. Sums of whole numbers are exact in any order, so
 # that the running sum of one row cannot depend on the rows before it.
@@ -31,29 +31,16 @@ class AdaptiveConfidenceRule(Rule):
     name = AdaptiveConfidence.NAME
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
-        return [_limits(row.params.strategy) for row in rows]
+        return [_limits(strategy_of(row, AdaptiveConfidence)) for row in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
         ranks = group.ranks(candidates.confidence)
         nats = stable(torch.log, candidates.confidence).neg().clamp(0, _MOST)
         doubt = nats.div(_UNIT).floor().long()
-        together = _sums_by_rank(group, ranks, doubt)
+        together = group.sums_before(ranks, doubt) + doubt
         accepted = (together <= group.of_positions(0)) & (ranks < group.of_positions(1))
         return (accepted | (ranks == 0)) * int(Action.UNMASK)
 
 
-def _sums_by_rank(group: Group, ranks: Tensor, values: Tensor) -> Tensor:
-    """For each candidate, the sum over its row of the values up to its own rank. int64."""
-    counts = torch.bincount(group.segments, minlength=len(group.parameters))
-    starts = (counts.cumsum(0) - counts)[group.segments]
-    in_order = torch.zeros_like(values).scatter_(0, starts + ranks, values)
-    sums = in_order.cumsum(0)
-    before = (sums - in_order)[starts]
-    return sums[starts + ranks] - before
-
-
-def _limits(strategy: Strategy) -> list[float]:
-    assert isinstance(strategy, AdaptiveConfidence)
-    assert strategy.threshold is not None, "resolved by validation"
-    assert strategy.max_parallel is not None, "resolved by validation"
+def _limits(strategy: AdaptiveConfidence) -> list[float]:
     return [math.ceil(-math.log(strategy.threshold) / _UNIT), strategy.max_parallel]

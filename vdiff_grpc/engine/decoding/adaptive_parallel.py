@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, Variant
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, Variant, strategy_of
 from vdiff_grpc.engine.decoding.stages import filtered
 from vdiff_grpc.engine.exact import stable
 from vdiff_grpc.engine.sequence import Sequence, State
@@ -50,7 +50,7 @@ class AdaptiveParallelRule(Rule):
 
     def plan(self, row: Sequence) -> tuple[Variant, ...]:
         masked = row.masked_in_block()
-        end = int(masked[0]) + _lookahead(row)
+        end = int(masked[0]) + strategy_of(row, AdaptiveParallel).max_lookahead
         variant = row.variant(masked[masked < end], noise_step=0)
         if (row.state[end:] != State.MASKED).any():
             return (variant,)
@@ -65,7 +65,12 @@ class AdaptiveParallelRule(Rule):
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
         return [
-            [_mixture(row), row.params.temperature, row.params.top_k, row.params.top_p]
+            [
+                strategy_of(row, AdaptiveParallel).mixture,
+                self.temperature(row),
+                row.params.top_k,
+                row.params.top_p,
+            ]
             for row in rows
         ]
 
@@ -97,19 +102,6 @@ def _target_tokens(group: Group, candidates: Candidates) -> Tensor:
     mixed.masked_fill_(logits == -torch.inf, -torch.inf)
     mixed = torch.where(weight < 1, mixed, logits)
     divisor = torch.where(temperature > 0, temperature, 1).unsqueeze(1)
-    scaled = filtered(mixed, temperature, top_k, top_p).add_(candidates.gumbel / divisor)
+    scaled = filtered(mixed, temperature, top_k, top_p, some=group.filters)
+    scaled += candidates.gumbel / divisor
     return torch.where(mixture < 1, scaled.argmax(dim=-1), candidates.token_ids)
-
-
-def _lookahead(row: Sequence) -> int:
-    strategy = row.params.strategy
-    assert isinstance(strategy, AdaptiveParallel)
-    assert strategy.max_lookahead is not None, "resolved by validation"
-    return strategy.max_lookahead
-
-
-def _mixture(row: Sequence) -> float:
-    strategy = row.params.strategy
-    assert isinstance(strategy, AdaptiveParallel)
-    assert strategy.mixture is not None, "resolved by validation"
-    return strategy.mixture

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Rows
 
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, strategy_of
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import ConfidenceThreshold
 
@@ -21,15 +21,8 @@ class ConfidenceThresholdRule(Rule):
     name = ConfidenceThreshold.NAME
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
-        return [[_threshold(row)] for row in rows]
+        return [[strategy_of(row, ConfidenceThreshold).threshold] for row in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
         confident = candidates.confidence >= group.of_positions(0)
         return (confident | (group.ranks(candidates.confidence) == 0)) * int(Action.UNMASK)
-
-
-def _threshold(row: Sequence) -> float:
-    strategy = row.params.strategy
-    assert isinstance(strategy, ConfidenceThreshold)
-    assert strategy.threshold is not None, "resolved by validation"
-    return strategy.threshold

@@ -23,21 +23,22 @@ import torch
 from torch import Tensor
 
 from vdiff_grpc.engine.attention import FULL
-from vdiff_grpc.engine.decoding.entropy_bound import entropy
 from vdiff_grpc.engine.decoding.rule import (
+    COLDEST,
     Action,
     Candidates,
     Columns,
     Group,
     Rule,
     Variant,
+    strategy_of,
 )
+from vdiff_grpc.engine.decoding.stages import entropy
 from vdiff_grpc.engine.models.diffusion_gemma_network import CanvasState
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import UniformNoise
 
 _DONE = 8  # added to the actions of a canvas' last step: the host learns it with them
-_COLDEST = 1e-6  # at temperature 0 the logits are divided by this: the greedy limit
 
 
 @dataclass(slots=True)
@@ -82,13 +83,11 @@ class UniformNoiseRule(Rule):
         return (variant,)
 
     def temperature(self, row: Sequence) -> float:
-        """The schedule's, times the request's."""
-        strategy = _strategy(row)
-        assert strategy.t_min is not None
-        assert strategy.t_max is not None
-        left = 1 - row.step_in_block / _num_steps(row)
+        """The schedule's, times the request's; never 0, since logits are divided by it."""
+        strategy = strategy_of(row, UniformNoise)
+        left = 1 - row.step_in_block / strategy.max_denoising_steps
         scheduled = strategy.t_min + (strategy.t_max - strategy.t_min) * left
-        return max(scheduled * row.params.temperature, _COLDEST)
+        return max(scheduled * row.params.temperature, COLDEST)
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
         actions = torch.zeros_like(candidates.token_ids)
@@ -110,8 +109,7 @@ class UniformNoiseRule(Rule):
 
     def _step(self, row: Sequence, canvas: Candidates) -> Tensor:
         """[canvas_length] actions. In the last step the tokens become the most likely ones."""
-        strategy, memory = _strategy(row), row.memory
-        assert strategy.entropy_bound is not None
+        strategy, memory = strategy_of(row, UniformNoise), row.memory
         tempered = canvas.logits / self.temperature(row)
         memory.canvas.condition(tempered)
         entropies = entropy(tempered)
@@ -131,16 +129,14 @@ class UniformNoiseRule(Rule):
 
     def _is_done(self, row: Sequence, best: Tensor, entropies: Tensor) -> Tensor:
         """0-d bool, on the device."""
-        strategy, memory = _strategy(row), row.memory
-        assert strategy.stability_threshold is not None
-        assert strategy.confidence_threshold is not None
+        strategy, memory = strategy_of(row, UniformNoise), row.memory
         num_same = torch.zeros((), dtype=torch.int64, device=best.device)
         if memory.best is not None:
             num_same = torch.where((best == memory.best).all(), memory.num_same + 1, num_same)
         memory.best, memory.num_same = best, num_same
         stable = num_same >= strategy.stability_threshold
         confident = entropies.mean() < strategy.confidence_threshold
-        is_last = row.step_in_block + 1 >= _num_steps(row)
+        is_last = row.step_in_block + 1 >= strategy.max_denoising_steps
         return (stable & confident) | is_last
 
 
@@ -149,15 +145,3 @@ def _within(entropies: Tensor, bound: float) -> Tensor:
     rising, order = entropies.sort(stable=True)
     taken = rising.cumsum(dim=0) - rising <= bound
     return torch.zeros_like(taken).scatter_(0, order, taken)
-
-
-def _num_steps(row: Sequence) -> int:
-    steps = _strategy(row).max_denoising_steps
-    assert steps is not None, "resolved by validation"
-    return steps
-
-
-def _strategy(row: Sequence) -> UniformNoise:
-    strategy = row.params.strategy
-    assert isinstance(strategy, UniformNoise)
-    return strategy

@@ -17,8 +17,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule
-from vdiff_grpc.engine.decoding.stages import filtered
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, strategy_of
+from vdiff_grpc.engine.decoding.stages import entropy, filtered
 from vdiff_grpc.engine.exact import stable
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import DreamOrder, DreamSchedule
@@ -42,11 +42,11 @@ class DreamScheduleRule(Rule):
     name = DreamSchedule.NAME
 
     def draws_order(self, row: Sequence) -> bool:
-        strategy = _strategy(row)
+        strategy = strategy_of(row, DreamSchedule)
         return strategy.order is DreamOrder.ORIGIN or strategy.order_temperature != 0
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
-        return [_parameters(row) for row in rows]
+        return [_parameters(row, self.temperature(row)) for row in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
         order, share, count, heat = (group.of_positions(column) for column in range(4))
@@ -63,23 +63,29 @@ class DreamScheduleRule(Rule):
 def _scores(group: Group, candidates: Candidates) -> Tensor:
     """[num_candidates] the higher, the sooner."""
     order, temperature, top_k, top_p = (group.of_positions(column) for column in (0, 4, 5, 6))
-    logits = filtered(candidates.logits, temperature, top_k, top_p)
-    drawn_from, logs = logits.softmax(dim=-1), logits.log_softmax(dim=-1)
-    likely = drawn_from.topk(2, dim=-1).values
-    kinds = {
-        DreamOrder.MASKGIT_PLUS: drawn_from.gather(1, candidates.token_ids.unsqueeze(1))[:, 0],
-        DreamOrder.TOPK_MARGIN: likely[:, 0] - likely[:, 1],
-        DreamOrder.ENTROPY: (drawn_from * logs.masked_fill_(drawn_from == 0, 0)).sum(dim=-1),
-        DreamOrder.ORIGIN: torch.zeros_like(likely[:, 0]),
-    }
-    stacked = torch.stack([kinds[kind] for kind in _ORDERS])
-    return stacked.gather(0, order.long().unsqueeze(0)).squeeze(0)
+    scores = torch.zeros_like(candidates.confidence)
+    wanted = {strategy_of(row, DreamSchedule).order for row in group.rows} - {DreamOrder.ORIGIN}
+    if not wanted:
+        return scores
+    logits = filtered(candidates.logits, temperature, top_k, top_p, some=group.filters)
+    for kind in wanted:
+        found = _scores_by(kind, logits, candidates.token_ids)
+        scores = torch.where(order == _ORDERS.index(kind), found, scores)
+    return scores
 
 
-def _parameters(row: Sequence) -> list[float]:
-    strategy, params = _strategy(row), row.params
-    assert strategy.order is not None, "resolved by validation"
-    assert strategy.order_temperature is not None, "resolved by validation"
+def _scores_by(kind: DreamOrder, logits: Tensor, token_ids: Tensor) -> Tensor:
+    if kind is DreamOrder.ENTROPY:
+        return -entropy(logits)
+    probabilities = logits.softmax(dim=-1)
+    if kind is DreamOrder.MASKGIT_PLUS:
+        return probabilities.gather(1, token_ids.unsqueeze(1)).squeeze(1)
+    likely = probabilities.topk(2, dim=-1).values
+    return likely[:, 0] - likely[:, 1]
+
+
+def _parameters(row: Sequence, temperature: float) -> list[float]:
+    strategy = strategy_of(row, DreamSchedule)
     share = _shares(row.steps_in_block)[row.step_in_block]
     masks = torch.tensor(len(row.masked_in_block()))
     return [
@@ -87,9 +93,9 @@ def _parameters(row: Sequence) -> list[float]:
         float(share),
         int(masks * share),
         strategy.order_temperature,
-        params.temperature,
-        params.top_k,
-        params.top_p,
+        temperature,
+        row.params.top_k,
+        row.params.top_p,
     ]
 
 
@@ -103,9 +109,3 @@ def _shares(steps: int) -> Tensor:
     shares = 1 - times[1:] / times[:-1]
     shares[-1] = 1
     return shares
-
-
-def _strategy(row: Sequence) -> DreamSchedule:
-    strategy = row.params.strategy
-    assert isinstance(strategy, DreamSchedule)
-    return strategy

@@ -12,7 +12,7 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, strategy_of
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import DynamicThreshold
 
@@ -23,17 +23,12 @@ class DynamicThresholdRule(Rule):
     name = DynamicThreshold.NAME
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
-        return [[_threshold(row), row.scheduled_commits()] for row in rows]
+        return [
+            [strategy_of(row, DynamicThreshold).threshold, row.scheduled_commits()] for row in rows
+        ]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
         confident = candidates.confidence > group.of_positions(0)
-        enough = group.sums(confident) >= group.parameters[:, 1]
+        enough = group.counts(confident) >= group.parameters[:, 1]
         share = group.ranks(candidates.confidence) < group.of_positions(1)
         return torch.where(enough[group.segments], confident, share) * int(Action.UNMASK)
-
-
-def _threshold(row: Sequence) -> float:
-    strategy = row.params.strategy
-    assert isinstance(strategy, DynamicThreshold)
-    assert strategy.threshold is not None, "resolved by validation"
-    return strategy.threshold

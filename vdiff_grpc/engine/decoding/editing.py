@@ -21,6 +21,7 @@ from vdiff_grpc.engine.decoding.rule import (
     Rule,
     Status,
     Variant,
+    strategy_of,
 )
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import Editing
@@ -81,9 +82,8 @@ class EditingRule(Rule):
     def is_block_done(self, row: Sequence) -> bool:
         if len(row.masked_in_block()):
             return False
-        progress, strategy = _progress(row), _strategy(row)
-        assert strategy.max_post_steps is not None, "resolved by validation"
-        return progress.at_rest or progress.post_steps >= strategy.max_post_steps
+        progress = _progress(row)
+        return progress.at_rest or progress.post_steps >= strategy_of(row, Editing).max_post_steps
 
 
 def _progress(row: Sequence) -> _Progress:
@@ -92,13 +92,5 @@ def _progress(row: Sequence) -> _Progress:
 
 
 def _thresholds(row: Sequence) -> list[float]:
-    strategy = _strategy(row)
-    assert strategy.threshold is not None, "resolved by validation"
-    assert strategy.edit_threshold is not None, "resolved by validation"
+    strategy = strategy_of(row, Editing)
     return [strategy.threshold, strategy.edit_threshold]
-
-
-def _strategy(row: Sequence) -> Editing:
-    strategy = row.params.strategy
-    assert isinstance(strategy, Editing)
-    return strategy

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 
-import torch
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, strategy_of
+from vdiff_grpc.engine.decoding.stages import entropy
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import EntropyBound
 
@@ -36,33 +36,10 @@ class EntropyBoundRule(Rule):
     name = EntropyBound.NAME
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
-        return [[_bound(row)] for row in rows]
+        return [[strategy_of(row, EntropyBound).bound] for row in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
         entropies = entropy(candidates.logits)
-        first = torch.searchsorted(group.segments, group.segments)  # where each one's row begins
-        places = first + group.ranks(-entropies)
-        units = (entropies / _UNIT).long()
-        rising = torch.empty_like(units).scatter_(0, places, units)
-        before = rising.cumsum(0) - rising
-        sums = before[places] - before[first]
+        sums = group.sums_before(group.ranks(-entropies), (entropies / _UNIT).long())
         bound = (group.of_positions(0) / _UNIT).long()
         return (sums <= bound) * int(Action.UNMASK)
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """[num_rows] float32, nats. logits: [num_rows, vocab_size], -inf where banned."""
-    probabilities = logits.softmax(dim=-1)
-    terms = probabilities * logits.log_softmax(dim=-1)
-    terms.masked_fill_(probabilities == 0, 0)  # not 0 * -inf
-    if len(terms) == 1:
-        # torch's threads share a sum with one result, which then rounds otherwise than in company
-        return -terms.expand(2, -1).sum(dim=-1)[:1]
-    return -terms.sum(dim=-1)
-
-
-def _bound(row: Sequence) -> float:
-    strategy = row.params.strategy
-    assert isinstance(strategy, EntropyBound)
-    assert strategy.bound is not None, "resolved by validation"
-    return strategy.bound

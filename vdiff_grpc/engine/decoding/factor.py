@@ -11,7 +11,7 @@ from collections.abc import Sequence as Rows
 
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, strategy_of
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import Factor
 
@@ -22,17 +22,10 @@ class FactorRule(Rule):
     name = Factor.NAME
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
-        return [[_factor(row)] for row in rows]
+        return [[strategy_of(row, Factor).factor] for row in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
         ranks = group.ranks(candidates.confidence)
         # The confidence falls with the rank and the bar rises: what passes is a prefix.
         bar = 1 - group.of_positions(0) / (ranks + 2)
         return ((ranks == 0) | (candidates.confidence >= bar)) * int(Action.UNMASK)
-
-
-def _factor(row: Sequence) -> float:
-    strategy = row.params.strategy
-    assert isinstance(strategy, Factor)
-    assert strategy.factor is not None, "resolved by validation"
-    return strategy.factor

@@ -11,7 +11,7 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, strategy_of
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import FixedSchedule, Remasking
 
@@ -34,5 +34,4 @@ class FixedScheduleRule(Rule):
 
 
 def _is_random(row: Sequence) -> bool:
-    strategy = row.params.strategy
-    return isinstance(strategy, FixedSchedule) and strategy.remasking is Remasking.RANDOM
+    return strategy_of(row, FixedSchedule).remasking is Remasking.RANDOM

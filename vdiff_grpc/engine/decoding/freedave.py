@@ -13,7 +13,15 @@ import numpy as np
 from torch import Tensor
 
 from vdiff_grpc.engine.columns import Ints
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Columns, Group, Rule, Variant
+from vdiff_grpc.engine.decoding.rule import (
+    Action,
+    Candidates,
+    Columns,
+    Group,
+    Rule,
+    Variant,
+    strategy_of,
+)
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import FreeDave
 
@@ -38,16 +46,13 @@ class FreeDaveRule(Rule):
 
     name = FreeDave.NAME
 
-    def begin(self, row: Sequence) -> None:
-        row.memory = None
-
     def plan(self, row: Sequence) -> tuple[Variant, ...]:
         variants = [row.variant(row.masked_in_block())]
         if row.memory is None:
             return tuple(variants)
         draft: Draft = row.memory
         num_filled = 0
-        for ahead in range(1, _drafts(row) + 1):
+        for ahead in range(1, strategy_of(row, FreeDave).drafts + 1):
             num_filled += row.scheduled_commits(ahead=ahead - 1)
             if num_filled >= len(draft.positions):
                 break
@@ -87,10 +92,3 @@ def _holds(draft: Draft, num_filled: int, taken: Columns) -> bool:
     return np.array_equal(draft.positions[drafted][order], taken.positions) and np.array_equal(
         draft.token_ids[drafted][order], taken.token_ids
     )
-
-
-def _drafts(row: Sequence) -> int:
-    strategy = row.params.strategy
-    assert isinstance(strategy, FreeDave)
-    assert strategy.drafts is not None, "resolved by validation"
-    return strategy.drafts

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdiff_grpc.engine.columns import Ints
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, Variant
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, Variant, strategy_of
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import Klass
 from vdiff_grpc.engine.types import AttentionPattern
@@ -68,14 +68,14 @@ class KlassRule(Rule):
         return (row.variant(_wanted(row)),)
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
-        return [[_parameters(row)[0], _share(row)] for row in rows]
+        return [[strategy_of(row, Klass).threshold, _share(row)] for row in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
         confidence, masked = candidates.confidence, candidates.is_masked
         ready = masked & self._at_rest(group, candidates) & (confidence > group.of_positions(0))
         ranks = group.ranks(confidence.masked_fill(~masked, -torch.inf))
         share = masked & (ranks < group.of_positions(1))
-        any_ready = group.sums(ready)[group.segments] > 0
+        any_ready = group.counts(ready)[group.segments] > 0
         return torch.where(any_ready, ready, share) * int(Action.UNMASK)
 
     def _at_rest(self, group: Group, candidates: Candidates) -> Tensor:
@@ -91,7 +91,7 @@ class KlassRule(Rule):
             now = (candidates.logits[mine] - normaliser).clamp_(min=_LOWEST)
             calm = _calm(row, now, len(row.masked_in_block()))
             row.memory = _Past(wanted, now, calm)
-            found.append(calm >= _parameters(row)[2])
+            found.append(calm >= strategy_of(row, Klass).history)
             begin = mine.stop
         return torch.cat(found)
 
@@ -107,14 +107,14 @@ def _calm(row: Sequence, now: Tensor, num_masked: int) -> Tensor:
         calm = torch.zeros(num_masked, dtype=torch.int64, device=now.device)
     mine = now[:num_masked]
     divergence = (mine.exp() * (mine - before)).sum(dim=-1)
-    calm = torch.where(divergence < _parameters(row)[1], calm + 1, 0)
+    calm = torch.where(divergence < strategy_of(row, Klass).kl_threshold, calm + 1, 0)
     return F.pad(calm, (0, len(now) - num_masked))
 
 
 def _wanted(row: Sequence) -> Ints:
     """The block's masks; and the next block's, if this call may be the active one's last."""
     masked = row.masked_in_block()
-    may_end = row.step_in_block + 1 >= _parameters(row)[2] or _share(row) >= len(masked)
+    may_end = row.step_in_block + 1 >= strategy_of(row, Klass).history or _share(row) >= len(masked)
     following = row.block + 1
     if (
         not may_end
@@ -129,13 +129,3 @@ def _share(row: Sequence) -> int:
     """How many are taken when none is ready."""
     last = row.steps_in_block - 1 - row.step_in_block
     return max(1, row.scheduled_commits(ahead=min(0, last)))
-
-
-def _parameters(row: Sequence) -> tuple[float, float, int]:
-    """threshold, kl_threshold, history."""
-    strategy = row.params.strategy
-    assert isinstance(strategy, Klass)
-    assert strategy.threshold is not None, "resolved by validation"
-    assert strategy.kl_threshold is not None, "resolved by validation"
-    assert strategy.history is not None, "resolved by validation"
-    return strategy.threshold, strategy.kl_threshold, strategy.history

@@ -12,7 +12,7 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, strategy_of
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import LocalLeap
 
@@ -51,9 +51,5 @@ def _is_near(keys: Tensor, anchors: Tensor, radius: Tensor) -> Tensor:
 
 
 def _parameters(row: Sequence) -> list[float]:
-    strategy = row.params.strategy
-    assert isinstance(strategy, LocalLeap)
-    assert strategy.threshold is not None, "resolved by validation"
-    assert strategy.relaxed_threshold is not None, "resolved by validation"
-    assert strategy.radius is not None, "resolved by validation"
+    strategy = strategy_of(row, LocalLeap)
     return [strategy.threshold, strategy.relaxed_threshold, strategy.radius]

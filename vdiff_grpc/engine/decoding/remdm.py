@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vdiff_grpc.engine.columns import Floats
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, Variant
+from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, Variant, strategy_of
 from vdiff_grpc.engine.exact import stable
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import Remdm, RemdmMode
@@ -70,7 +70,7 @@ class RemdmRule(Rule):
     def select(self, group: Group, candidates: Candidates) -> Tensor:
         masked = candidates.is_masked
         fill, sigma, is_shared, is_last = (group.of_positions(column) for column in range(4))
-        if any(_strategy(row).mode is RemdmMode.CONF for row in group.rows):
+        if any(strategy_of(row, Remdm).mode is RemdmMode.CONF for row in group.rows):
             shares = torch.from_numpy(np.concatenate([_shares(row) for row in group.rows]))
             sigma = torch.where(is_shared > 0, sigma * shares.to(sigma.device), sigma)
         if any(_is_last(row) for row in group.rows):
@@ -89,11 +89,10 @@ def chances(strategy: Remdm, step: int, steps: int) -> Chances:
     That share stays as it should be when a mask is filled with (dt + sigma * (1 - t)) / t, for
     any sigma up to (t - dt) / (1 - t), where all masks would be filled.
     """
-    assert strategy.eta is not None, "resolved by validation"
     dt = (1 - _END_OF_TIME) / steps
     t = 1 - step * dt
     if strategy.mode is RemdmMode.LOOP:
-        return _loop_chances(strategy, strategy.eta, t, dt)
+        return _loop_chances(strategy, t, dt)
     most = (t - dt) / (1 - t) if step else 1.0  # at first no token is there to be masked
     match strategy.mode:
         case RemdmMode.CAP:
@@ -105,7 +104,7 @@ def chances(strategy: Remdm, step: int, steps: int) -> Chances:
     return Chances(fill=(dt + sigma * (1 - t)) / t, sigma=sigma)
 
 
-def _loop_chances(strategy: Remdm, eta: float, t: float, dt: float) -> Chances:
+def _loop_chances(strategy: Remdm, t: float, dt: float) -> Chances:
     """Three phases: t above t_on; then the loop; then t up to t_off.
 
     First: no masking again, and time runs faster, so that alpha_on is visible when t_on is
@@ -114,9 +113,6 @@ def _loop_chances(strategy: Remdm, eta: float, t: float, dt: float) -> Chances:
     evenly until the end of time. Without a last phase, or when no step begins in it, the call
     after the last step fills what is left.
     """
-    assert strategy.t_on is not None, "resolved by validation"
-    assert strategy.t_off is not None, "resolved by validation"
-    assert strategy.alpha_on is not None, "resolved by validation"
     if t > strategy.t_on:
         speed = strategy.alpha_on / (1 - strategy.t_on)
         masked = 1 - (1 - t) * speed  # before this step; nothing, or less by rounding
@@ -124,14 +120,14 @@ def _loop_chances(strategy: Remdm, eta: float, t: float, dt: float) -> Chances:
     if t <= strategy.t_off:
         return Chances(fill=dt / t, sigma=0.0)
     hidden = 1 - strategy.alpha_on
-    fill = eta * strategy.alpha_on / hidden if hidden else 1.0
-    return Chances(fill=min(1.0, fill), sigma=eta)
+    fill = strategy.eta * strategy.alpha_on / hidden if hidden else 1.0
+    return Chances(fill=min(1.0, fill), sigma=strategy.eta)
 
 
 def _parameters(row: Sequence) -> list[float]:
     if _is_last(row):
         return [1.0, 0.0, 0.0, 1.0]
-    strategy = _strategy(row)
+    strategy = strategy_of(row, Remdm)
     given = chances(strategy, row.step_in_block, row.steps_in_block)
     return [given.fill, given.sigma, strategy.mode is RemdmMode.CONF, 0.0]
 
@@ -143,7 +139,7 @@ def _shares(row: Sequence) -> Floats:
     """
     positions = row.block_positions()
     shares = np.zeros(len(positions), dtype=np.float32)
-    if _strategy(row).mode is RemdmMode.CONF:
+    if strategy_of(row, Remdm).mode is RemdmMode.CONF:
         filled = np.isin(positions, row.committed_in_block())
         weights = np.exp(-row.confidences[positions[filled]].astype(np.float64))
         shares[filled] = weights / weights.sum()
@@ -161,9 +157,3 @@ def _take_most_likely_(candidates: Candidates, of: Tensor) -> None:
 def _is_last(row: Sequence) -> bool:
     """Whether the block's steps are over and this call fills what is left."""
     return row.step_in_block >= row.steps_in_block
-
-
-def _strategy(row: Sequence) -> Remdm:
-    strategy = row.params.strategy
-    assert isinstance(strategy, Remdm)
-    return strategy

@@ -5,14 +5,37 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from vdiff_grpc.engine.columns import Action, Columns, Status, Variant
 from vdiff_grpc.engine.sequence import Sequence
+from vdiff_grpc.engine.strategies import Strategy
 
-__all__ = ["Action", "Candidates", "Columns", "Group", "Rule", "Status", "Variant"]
+__all__ = [
+    "COLDEST",
+    "Action",
+    "Candidates",
+    "Columns",
+    "Group",
+    "Rule",
+    "Status",
+    "Variant",
+    "strategy_of",
+]
+
+COLDEST = 1e-6  # a lower temperature is greedy, to the precision of float32
+
+_S = TypeVar("_S", bound=Strategy)
+
+
+def strategy_of(row: Sequence, kind: type[_S]) -> _S:
+    """The row's strategy, of the rule's own kind: validation has filled in every field."""
+    strategy = row.params.strategy
+    assert isinstance(strategy, kind)
+    return strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,18 +119,34 @@ class Group:
         """
         order = torch.argsort(scores, descending=True, stable=True)
         order = order[torch.argsort(self.segments[order], stable=True)]
-        starts = self._counts.cumsum(0) - self._counts
-        places = torch.arange(len(order), device=order.device) - starts[self.segments[order]]
+        places = torch.arange(len(order), device=order.device) - self._starts
         return torch.empty_like(order).scatter_(0, order, places)
 
-    def sums(self, values: Tensor) -> Tensor:
-        """[num_rows] sums of each row's values, in the order of its candidates."""
-        return torch.segment_reduce(values.float(), "sum", lengths=self._counts, initial=0)
+    def counts(self, where: Tensor) -> Tensor:
+        """[num_rows] how many of each row's candidates. Does not wait for the device."""
+        counts = self.segments.new_zeros(len(self.parameters))
+        return counts.scatter_add_(0, self.segments, where.long())
+
+    def sums_before(self, ranks: Tensor, units: Tensor) -> Tensor:
+        """[num_candidates] the sum of the row's units of lower rank.
+
+        Units are whole numbers: their sum does not depend on the rows before.
+        """
+        starts = self._starts
+        places = starts + ranks
+        by_rank = torch.empty_like(units).scatter_(0, places, units)
+        before = by_rank.cumsum(0) - by_rank
+        return before[places] - before[starts]
 
     @property
-    def _counts(self) -> Tensor:
-        counts = self.segments.new_zeros(len(self.parameters))  # bincount would wait for the device
-        return counts.scatter_add_(0, self.segments, torch.ones_like(self.segments))
+    def filters(self) -> bool:
+        """Whether some row has top_k or top_p."""
+        return any(row.params.top_k > 0 or row.params.top_p < 1 for row in self.rows)
+
+    @property
+    def _starts(self) -> Tensor:
+        """[num_candidates] where each one's row begins."""
+        return torch.searchsorted(self.segments, self.segments)
 
 
 class Rule:
@@ -135,8 +174,9 @@ class Rule:
         return False
 
     def temperature(self, row: Sequence) -> float:
-        """Of this step's draws."""
-        return row.params.temperature
+        """Of this step's draws: 0, or at least COLDEST."""
+        asked = row.params.temperature
+        return asked if asked >= COLDEST else 0.0
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
         """This step's parameters of each row, from its request and its progress."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vdiff_grpc.engine.exact import ROWS, stable
 from vdiff_grpc.engine.rng import Noise, NoiseRows
 
 
@@ -71,21 +72,49 @@ def draw(logits: Tensor, sampling: Sampling | None, noise: Noise) -> Tensor:
         return tokens
     scaled = logits[sampling.rows] / sampling.temperature.unsqueeze(1)
     if sampling.filtered:
-        scaled.masked_fill_(_filtered_out(scaled, sampling.top_k, sampling.top_p), -torch.inf)
+        _filter_(scaled, sampling.top_k, sampling.top_p)
     exponentials = noise.token_exponentials(sampling.noise, logits.shape[1], logits.device)
     scaled -= exponentials.log_()
     tokens[sampling.rows] = scaled.argmax(dim=-1)
     return tokens
 
 
-def filtered(logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+def filtered(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, *, some: bool
+) -> Tensor:
     """The logits of the distribution that is drawn from: tempered, cut to top-k and top-p.
 
     temperature, top_k, top_p: one per row; temperature 0 leaves the logits as they are.
+    some: whether any row has top_k or top_p.
     """
-    divisor = torch.where(temperature > 0, temperature, 1).unsqueeze(1)
-    scaled = logits / divisor
-    return scaled.masked_fill_(_filtered_out(scaled, top_k, top_p), -torch.inf)
+    scaled = logits / torch.where(temperature > 0, temperature, 1).unsqueeze(1)
+    if some:
+        _filter_(scaled, top_k, top_p)
+    return scaled
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """[num_rows] float32, nats. logits: [num_rows, vocab_size], -inf where banned.
+
+    How torch sums a row up depends on how many rows there are: on a GPU on their number, on CPU
+    on whether it is 1, which threads then share. So they are summed up in tiles of one shape.
+    """
+    probabilities = logits.softmax(dim=-1)
+    terms = probabilities * logits.log_softmax(dim=-1)
+    terms.masked_fill_(probabilities == 0, 0)  # not 0 * -inf
+    return -torch.cat([stable(_row_sums, tile) for tile in torch.split(terms, ROWS)])
+
+
+def _row_sums(tile: Tensor) -> Tensor:
+    return tile.sum(dim=-1)
+
+
+def _filter_(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> None:
+    """In place. Sorting is dear: rows without top-k and top-p are left out of it."""
+    rows = torch.nonzero((top_k > 0) | (top_p < 1)).squeeze(1)
+    kept = scaled[rows]
+    out = _filtered_out(kept, top_k[rows], top_p[rows])
+    scaled[rows] = kept.masked_fill_(out, -torch.inf)
 
 
 def _filtered_out(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from vdiff_grpc.engine.attention import FULL, shadow
-from vdiff_grpc.engine.decoding.rule import Action, Candidates, Columns, Group, Rule, Variant
+from vdiff_grpc.engine.decoding.rule import (
+    Action,
+    Candidates,
+    Columns,
+    Group,
+    Rule,
+    Variant,
+    strategy_of,
+)
 from vdiff_grpc.engine.exact import stable
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import Wino
@@ -75,7 +83,7 @@ class WinoRule(Rule):
         ranks = group.ranks(confidence.masked_fill(~masked, -torch.inf))
         sure = (confidence > threshold) & (ranks < most)
         fills = masked & (sure | (ranks == 0))
-        many = group.sums(fills)[group.segments] > 1
+        many = group.counts(fills)[group.segments] > 1
         kept = _probability_of_current(candidates)
         doubtful = candidates.is_committed & (kept < threshold_back) & many
         remasks = doubtful & (group.ranks((-kept).masked_fill(~doubtful, -torch.inf)) < limit)
@@ -99,9 +107,6 @@ def _limit(row: Sequence) -> int:
 
 
 def _parameters(row: Sequence) -> list[float]:
-    strategy = row.params.strategy
-    assert isinstance(strategy, Wino)
-    assert strategy.threshold is not None, "resolved by validation"
-    assert strategy.threshold_back is not None, "resolved by validation"
+    strategy = strategy_of(row, Wino)
     most = min(max(len(row.masked_in_block()) * 7 // 10, 5), 20)
     return [strategy.threshold, strategy.threshold_back, most, _limit(row)]

@@ -66,7 +66,7 @@ def _strategy(config: Config) -> Strategy:
         raise CheckpointError(
             f"{where}the sampler {sampler['_cls_name']!r} is not served, only {_SAMPLER}"
         )
-    found = {"entropy_bound": sampler.get("entropy_bound")}
+    found: dict[str, Any] = {"entropy_bound": sampler.get("entropy_bound")}
     for name in UniformNoise.ranges():
         found.setdefault(name, generation.get(name))
     for name, value in found.items():

@@ -18,11 +18,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vdiff_grpc.engine.columns import Ints, Variant
+from vdiff_grpc.engine.exact import whole_rows
 from vdiff_grpc.engine.models.row_model import RowModel
-
-# Rows of logits come in multiples of this: on CPU, torch's elementwise functions compute the last
-# elements of a tensor by another formula, and which are the last depends on company.
-_ROWS = 32
 
 
 @dataclass(slots=True)
@@ -42,8 +39,12 @@ class CanvasState:
     dtype: torch.dtype = torch.float32
 
     def condition(self, logits: Tensor) -> None:
-        """The next step sees what this one thought. logits: [canvas_length, vocab_size]."""
-        self.conditioning = logits.to(self.dtype).unsqueeze(0)
+        """The next step sees what this one thought. logits: [canvas_length, vocab_size].
+
+        It takes their softmax: less the largest they are the same to it, and fit in float16.
+        """
+        below = logits - logits.amax(dim=-1, keepdim=True)
+        self.conditioning = below.to(self.dtype).unsqueeze(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ class DiffusionGemmaModel(RowModel):
     def row_logits(self, variants: Rows[Variant]) -> Tensor:
         """[all canvas positions, vocab_size] float32, then filler; a variant has its state."""
         logits = [self._canvas_logits(variant) for variant in variants]
-        missing = -sum(map(len, logits)) % _ROWS
+        count = sum(map(len, logits))
+        missing = whole_rows(count) - count
         return torch.cat([*logits, logits[0].new_zeros(missing, logits[0].shape[1])])
 
     def _canvas_logits(self, variant: Variant) -> Tensor:

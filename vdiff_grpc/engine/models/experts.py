@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.integrations.moe import ExpertsInterface, grouped_mm_experts_forward
 
+from vdiff_grpc.engine.exact import ROWS
+
 BACKEND = "vdiff_exact"
-_ROWS = 32  # that an expert's tokens come in multiples of on CPU, as packed tokens do
 _TILE_ROWS = 64  # of every product on a GPU
 _EXPERT_KEY = re.compile(r"(.*\.experts\.)(\d+)(\..+)")
 
@@ -68,7 +69,7 @@ def _pieces(begin: int, end: int, like: Tensor) -> list[tuple[int, int]]:
 
 def _filled(rows: Tensor) -> Tensor:
     """Zeros below: whole rows on CPU, a whole tile elsewhere."""
-    whole = _ROWS if rows.device.type == "cpu" else _TILE_ROWS
+    whole = ROWS if rows.device.type == "cpu" else _TILE_ROWS
     return F.pad(rows, (0, 0, 0, -len(rows) % whole))
 
 
