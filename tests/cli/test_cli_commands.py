@@ -123,7 +123,7 @@ def test_several_answers_are_told_apart(call) -> None:
 
 
 def test_watch_writes_plain_lines_into_a_pipe(call, demo_address: str) -> None:
-    code, out, err = call("watch", PROMPT, "--max-new-tokens", "8", "--seed", "1", "--ignore-eos")
+    code, out, err = call("watch", PROMPT, "--max-new-tokens", "8", "--steps", "8", "--ignore-eos")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert len([line for line in lines if line.startswith("step ")]) == 8

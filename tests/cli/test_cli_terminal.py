@@ -109,7 +109,7 @@ def test_watch_colours_by_confidence_and_leaves_text_and_summary(terminal, colum
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_watch_can_be_stopped_and_restores_the_terminal(terminal, number: signal.Signals) -> None:
-    watch = terminal("watch", PROMPT, "--max-new-tokens", "24", "--delay", "5", "--ignore-eos")
+    watch = terminal("watch", PROMPT, "--max-new-tokens", "24", "--steps", "24", "--delay", "5")
     watch.read_until("1/24 filled")
     if number is signal.SIGINT:
         watch.press_ctrl_c()
@@ -121,7 +121,7 @@ def test_watch_can_be_stopped_and_restores_the_terminal(terminal, number: signal
 
 
 def test_watch_writes_lines_on_a_terminal_when_asked_to(terminal) -> None:
-    watch = terminal("watch", PROMPT, "--max-new-tokens", "4", "--plain", "--ignore-eos")
+    watch = terminal("watch", PROMPT, "--max-new-tokens", "4", "--steps", "4", "--plain")
     assert watch.end() == 0
     assert "step 1  block 1  filled 1/4" in watch.output
     assert "\x1b" not in watch.output

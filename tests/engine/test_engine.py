@@ -87,7 +87,7 @@ def test_a_request_whose_time_is_over_ends_within_one_step() -> None:
 
 def test_outputs_differ_and_each_can_be_had_again_by_its_seed() -> None:
     engine = tiny_engine()
-    asked = request(12, temperature=1.0, n=3)
+    asked = request(12, temperature=1.0, n=3, ignore_eos=True)
     outputs = engine.generate(asked).outputs
     assert len({o.canvas for o in outputs}) == 3
     for output in outputs:
@@ -170,7 +170,7 @@ def test_a_templates_holes_are_told_one_by_one_and_a_continuation_has_none() -> 
 
 def test_guided_steps_count_two_forward_passes() -> None:
     engine = tiny_engine()
-    done = engine.generate(request(4, cfg_scale=1.0))
+    done = engine.generate(request(4, steps=4, cfg_scale=1.0))
     assert done.outputs[0].forward_passes == 8
     assert engine.statistics.forward_passes == 8
 

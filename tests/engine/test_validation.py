@@ -19,6 +19,7 @@ from vdiff_grpc.engine.strategies import (
     ConfidenceThreshold,
     DreamOrder,
     DreamSchedule,
+    EntropyBound,
     FixedSchedule,
     FreeDave,
     Klass,
@@ -181,10 +182,15 @@ def test_explicit_zeros_stay_zeros_and_silence_gets_the_defaults() -> None:
     params = ask(temperature=0.0, top_k=0, seed=0).params
     assert (params.temperature, params.top_k, params.seed) == (0.0, 0, 0)
     assert params.max_new_tokens == 125, "the default of 128 gives way to the prompt"
-    assert (params.block_length, params.steps, params.n) == (32, 125, 1)
-    assert params.strategy == FixedSchedule().resolved()
+    assert (params.block_length, params.steps, params.n) == (32, None, 1)
+    assert params.strategy == INFO.default_strategy == EntropyBound(0.05)
     assert params.top_logprobs == 0
     assert ask().params.seed != ask().params.seed
+
+
+def test_steps_without_a_strategy_ask_for_a_schedule() -> None:
+    assert ask(steps=5, max_new_tokens=8).params.strategy == FixedSchedule().resolved()
+    assert "steps" in refused(steps=5, strategy=EntropyBound())["diffusion.steps"]
 
 
 def test_lengths_that_do_not_divide_are_not_refused() -> None:
@@ -246,7 +252,8 @@ def test_every_parameter_of_every_strategy_is_held_to_its_range(
 @pytest.mark.parametrize("kind", STRATEGIES.values(), ids=STRATEGIES)
 def test_a_strategy_is_resolved_to_the_last_parameter(kind: type[Strategy]) -> None:
     params = ask(strategy=kind(), max_new_tokens=8).params
-    assert params.strategy == kind().resolved()
+    own = INFO.default_strategy
+    assert params.strategy == (own if type(own) is kind else kind()).resolved()
     assert None not in dataclasses.astuple(params.strategy)
     assert params.steps == (8 if kind.HAS_STEPS else None)
     assert set(without_effect(params.strategy)) <= set(kind.ranges())

@@ -31,8 +31,16 @@ def test_a_unary_call_answers_with_tokens_usage_metrics_and_resolved_parameters(
     assert 0 < metrics.time_to_first_commit_ns <= metrics.total_time_ns
     resolved = reply.resolved
     assert (resolved.sampling.seed, resolved.sampling.n, resolved.sampling.top_p) == (7, 2, 1.0)
-    assert (resolved.diffusion.steps, resolved.diffusion.block_length) == (16, 16)
-    assert resolved.diffusion.fixed_schedule.remasking == v1.REMASKING_ORDER_LOW_CONFIDENCE
+    assert resolved.diffusion.block_length == 16
+    assert not resolved.diffusion.HasField("steps")
+    assert resolved.diffusion.entropy_bound.bound == 0.05
+
+
+def test_steps_without_a_strategy_ask_for_the_schedule(server: RunningServer) -> None:
+    reply = server.generation.Generate(generate(spec(diffusion={"steps": 8})))
+    assert reply.metrics.steps == reply.resolved.diffusion.steps == 8
+    resolved = reply.resolved.diffusion.fixed_schedule
+    assert resolved.remasking == v1.REMASKING_ORDER_LOW_CONFIDENCE
 
 
 def test_each_of_n_answers_comes_again_from_its_own_seed(server: RunningServer) -> None:

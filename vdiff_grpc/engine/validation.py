@@ -12,7 +12,7 @@ import time
 from typing import Any, TypeVar
 
 from vdiff_grpc.engine.prompts import Violations, lay_out
-from vdiff_grpc.engine.strategies import AdaptiveParallel, Strategy
+from vdiff_grpc.engine.strategies import AdaptiveParallel, FixedSchedule, Strategy
 from vdiff_grpc.engine.strategy_checks import (
     check_memory,
     check_own,
@@ -121,7 +121,7 @@ def resolve(
         bad.add("options.stride", f"stride ({request.stride}) must be at least 1")
     _check_sampling(asked, info, limits, bad)
     _check_stop_ids(asked, info, tokenizer, bad)
-    strategy = resolve_strategy(asked.strategy, info, bad)
+    strategy = resolve_strategy(_wanted(asked, info), info, bad)
     if asked.stop_strings and tokenizer is None:
         bad.add("sampling.stop.strings", f"stop strings: the model {info.name} has no tokenizer")
     infill = isinstance(request.prompt, InfillPrompt)
@@ -237,6 +237,14 @@ def output_seed(seed: int, index: int) -> int:
         return seed
     digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 11
+
+
+def _wanted(asked: RequestParams, info: ModelInfo) -> Strategy | None:
+    """The strategy that is asked for. Steps without one ask for a schedule."""
+    scheduled = info.default_strategy.HAS_STEPS or FixedSchedule.NAME not in info.strategies
+    if asked.strategy is None and asked.steps is not None and not scheduled:
+        return FixedSchedule()
+    return asked.strategy
 
 
 def _or(value: _T | None, default: _T) -> _T:

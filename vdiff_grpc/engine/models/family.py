@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vdiff_grpc.engine.models.checkpoint import Config
-from vdiff_grpc.engine.strategies import FixedSchedule, Strategy
+from vdiff_grpc.engine.strategies import EntropyBound, Strategy
 from vdiff_grpc.engine.types import AttentionPattern
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Family:
     mask_token_id: Callable[[Config], int | None]
     supports_infill: bool
     strategies: tuple[str, ...]
-    default_strategy: Strategy = FixedSchedule()
+    default_strategy: Strategy = EntropyBound(0.05)  # docs/decoding-results.md
     shift: int = 0
     end_token_names: tuple[str, ...] = ()
     block_length: Callable[[Config], int | None] = _no_block
