@@ -37,6 +37,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against proto/released.binpb
+	$(BIN)/python .ci/audit.py
 
 format: install
 	$(BIN)/ruff check --fix .

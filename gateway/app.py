@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Scope
 
 from . import docs, routes
 from .config import GatewayConfig, load_config
-from .errors import ApiError, internal, unknown_url
+from .credentials import CredentialError, ServerCertificate
+from .errors import ApiError, internal, own_key_refused, unknown_url
 from .exchange import OpenExchanges
 from .logs import configure_logging
 from .middleware import BodyLimit, RequestContext
@@ -49,10 +50,18 @@ def create_app(gate: Gate, max_body_bytes: int) -> ASGIApp:
         Route("/redoc", docs.redoc),
     ]
     paths: dict[Any, str] = {route.endpoint: route.path_format for route in table}
+
+    async def answer_api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        if gate.upstream.has_own_key and error.status in (401, 403):
+            _log.error("the server refuses the gateway's own key: %s", error)
+            error = own_key_refused()
+        return await _answer_api_error(request, error)
+
     app = Starlette(
         routes=table,
         exception_handlers={
-            ApiError: _answer_api_error,
+            ApiError: answer_api_error,
             HTTPException: _answer_http_exception,
             Exception: _answer_bug,
         },
@@ -61,7 +70,7 @@ def create_app(gate: Gate, max_body_bytes: int) -> ASGIApp:
     def route_of(scope: Scope) -> str:
         return paths.get(scope.get("endpoint"), "unknown")
 
-    return RequestContext(BodyLimit(app, max_body_bytes), route_of)
+    return RequestContext(BodyLimit(app, max_body_bytes), route_of, gate.upstream.signed)
 
 
 class Gateway:
@@ -71,9 +80,12 @@ class Gateway:
         self._config = config
         self._listener = listener
         self._hurried = asyncio.Event()
-        self._gate = Gate(
-            Upstream(config.server, config.request_timeout_s), open_exchanges=OpenExchanges()
+        # Before the channel, which would have to be closed again.
+        self._certificate = (
+            ServerCertificate(config.tls_cert, config.tls_key) if config.tls_cert else None
         )
+        self._gate = Gate(Upstream(config), open_exchanges=OpenExchanges())
+        self._follower: asyncio.Task[None] | None = None
         self._server = _Server(
             uvicorn.Config(
                 create_app(self._gate, config.max_body_bytes),
@@ -82,6 +94,8 @@ class Gateway:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                ssl_certfile=config.tls_cert or None,
+                ssl_keyfile=config.tls_key or None,
                 # Longer than a load balancer keeps an idle connection.
                 timeout_keep_alive=75,
                 # A backstop: open exchanges are ended at grace_s by ourselves.
@@ -91,18 +105,29 @@ class Gateway:
 
     @classmethod
     async def start(cls, config: GatewayConfig) -> Gateway:
-        """Listens when it returns. Raises OSError when the address cannot be had."""
-        gateway = cls(config, _listen(config.host, config.port))
+        """Listens when it returns. Raises OSError when the address cannot be had, and
+        CredentialError."""
+        listener = _listen(config.host, config.port)
+        try:
+            gateway = cls(config, listener)
+        except CredentialError:
+            listener.close()
+            raise
         gateway._serving = asyncio.create_task(
             gateway._server.serve(sockets=[gateway._listener]), name="gateway"
         )
         await gateway._server.listening.wait()
+        if gateway._certificate is not None:
+            context = gateway._server.config.ssl
+            assert context is not None
+            gateway._follower = asyncio.create_task(gateway._certificate.follow(context))
         return gateway
 
     @property
     def url(self) -> str:
         host, port = self._listener.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if self._certificate is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def drain(self) -> None:
         """Says 'not ready' for `drain_delay_s`, while requests are still taken."""
@@ -120,6 +145,8 @@ class Gateway:
             await self._serving
         finally:
             timer.cancel()
+            if self._follower is not None:
+                self._follower.cancel()
             await self._gate.upstream.close()
 
     def stop_now(self) -> None:
@@ -147,6 +174,9 @@ async def _serve(config: GatewayConfig) -> int:
         gateway = await Gateway.start(config)
     except OSError as error:
         _log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror)
+        return 1
+    except CredentialError as error:
+        _log.error("%s", error)
         return 1
 
     def stop() -> None:

@@ -23,6 +23,20 @@ class GatewayConfig:
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 takes a free one")
     server: str = _setting("127.0.0.1:50051", "the gRPC server, HOST:PORT or any gRPC target")
+    upstream_tls: str = _setting(
+        "off", "TLS to the server, trusting the well-known authorities", ("on", "off")
+    )
+    upstream_ca: str = _setting("", "CA certificates, PEM: TLS to the server, trusting only these")
+    upstream_cert: str = _setting("", "the gateway's own certificate chain, PEM, for the server")
+    upstream_cert_key: str = _setting("", "its private key, PEM, unencrypted")
+    upstream_name: str = _setting("", "the server's name in its certificate, if not its address")
+    upstream_api_key_file: str = _setting(
+        "",
+        "file with the gateway's own API key, sent in place of the clients' keys: whoever reaches "
+        "the gateway then has its rights",
+    )
+    tls_cert: str = _setting("", "certificate chain, PEM, for HTTPS; read again when it changes")
+    tls_key: str = _setting("", "its private key, PEM, unencrypted")
     max_body_bytes: int = _setting(4 * 1024 * 1024, "largest request body, in bytes")
     request_timeout_s: float = _setting(
         600.0, "a request is ended with 504 after this long, waiting included; 0: never"
@@ -40,6 +54,9 @@ class GatewayConfig:
         _require(0 <= self.port <= 65535, "port", self.port, "from 0 to 65535")
         _require(bool(self.server), "server", self.server, "HOST:PORT")
         _require(self.max_body_bytes >= 1, "max_body_bytes", self.max_body_bytes, "at least 1")
+        for one, other in (("tls_cert", "tls_key"), ("upstream_cert", "upstream_cert_key")):
+            if bool(getattr(self, one)) != bool(getattr(self, other)):
+                raise ValueError(f"{one} and {other} are needed together")
         for name in ("request_timeout_s", "drain_delay_s", "grace_s"):
             value = getattr(self, name)
             _require(0 <= value < 1e6, name, value, "from 0 to 1000000")

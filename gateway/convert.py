@@ -189,6 +189,8 @@ def _spec(request: GenerationFields) -> v1.GenerationSpec:
         diffusion.cfg_scale = request.cfg_scale
     if request.strategy is not None:
         set_strategy(diffusion, request.strategy)
+    if request.partial_on_deadline is not None:
+        spec.partial_on_deadline = request.partial_on_deadline
     return spec
 
 

@@ -55,10 +55,12 @@ begun is an event too: `data: {{"error": ...}}`, and no `[DONE]` follows.
 
 _PROBLEMS = {
     400: "A field is wrong, over a limit or not supported; `param` names it. Or not JSON.",
+    401: "No API key, or one that the model server does not know.",
+    403: "The API key has no right to this.",
     404: "The model is not served here, or no such URL.",
     405: "Not with this method.",
     413: "The request body is too large.",
-    429: "The waiting queue is full. `retry-after` says when to come back.",
+    429: "The waiting queue is full, or the key's requests or tokens of a minute are used up. `retry-after` says when to come back.",
     500: "An internal error. `x-should-retry` is false.",
     503: "The model server is loading, draining or not reachable. See `retry-after`.",
     504: "The request took longer than the time limit.",
@@ -191,7 +193,12 @@ def document() -> dict[str, Any]:
             {"name": "operation", "description": "Health, version and these pages."},
         ],
         "paths": _paths(),
-        "components": {"schemas": components},
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        # Either of both: not every server asks for keys.
+        "security": [{"key": []}, {}],
     }
 
 
@@ -242,7 +249,7 @@ def _paths() -> dict[str, Any]:
         },
         "/v1/models": {
             "get": _get("models", "listModels", "The served model, under each of its names")
-            | {"responses": _answers(openai_replies.ModelList, 500, 503, 504)}
+            | {"responses": _answers(openai_replies.ModelList, 401, 500, 503, 504)}
         },
         "/v1/models/{model}": {
             "parameters": [
@@ -255,7 +262,7 @@ def _paths() -> dict[str, Any]:
                 }
             ],
             "get": _get("models", "retrieveModel", "One model")
-            | {"responses": _answers(openai_replies.Model, 404, 500, 503, 504)},
+            | {"responses": _answers(openai_replies.Model, 401, 404, 500, 503, 504)},
         },
         "/health": {"get": _health("health", "Whether requests can be served")},
         "/health/ready": {"get": _health("ready", "The same, for a readiness probe")},
@@ -284,7 +291,7 @@ def _generation(
     chunk: str,
     examples: dict[str, Any],
 ) -> dict[str, Any]:
-    answers = _answers(reply, 400, 404, 413, 429, 500, 503, 504)
+    answers = _answers(reply, 400, 401, 403, 404, 413, 429, 500, 503, 504)
     answers["200"]["content"]["text/event-stream"] = {
         "schema": {"type": "string", "description": f"Events of {chunk}."}
     }

@@ -86,6 +86,17 @@ def internal(message: str = "the gateway met an internal error") -> ApiError:
     )
 
 
+def own_key_refused() -> ApiError:
+    """Nothing that the client could mend."""
+    return ApiError(
+        503,
+        "the model server does not accept the gateway's own API key",
+        kind="server_error",
+        code="unavailable",
+        headers={"x-should-retry": "false"},
+    )
+
+
 def shutting_down() -> ApiError:
     return ApiError(
         503,
@@ -103,7 +114,7 @@ _STATUS: dict[grpc.StatusCode, tuple[int, str, str | None]] = {
     grpc.StatusCode.INVALID_ARGUMENT: (400, "invalid_request_error", None),
     grpc.StatusCode.OUT_OF_RANGE: (400, "invalid_request_error", None),
     grpc.StatusCode.FAILED_PRECONDITION: (400, "invalid_request_error", None),
-    grpc.StatusCode.UNAUTHENTICATED: (401, "authentication_error", "invalid_api_key"),
+    grpc.StatusCode.UNAUTHENTICATED: (401, "invalid_request_error", "invalid_api_key"),
     grpc.StatusCode.PERMISSION_DENIED: (403, "permission_error", "permission_denied"),
     grpc.StatusCode.NOT_FOUND: (404, "invalid_request_error", "not_found"),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (429, "rate_limit_error", "rate_limit_exceeded"),
@@ -148,6 +159,8 @@ def from_rpc(
     elif reason == "QUEUE_FULL":
         api_code = "queue_full"
     headers = {}
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        headers["www-authenticate"] = "Bearer"
     if code in _RETRY:
         wait_s = 1 if retry_after_s is None else math.ceil(retry_after_s)
         headers["retry-after"] = str(min(max(wait_s, 1), _MAX_RETRY_AFTER_S))

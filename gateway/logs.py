@@ -32,7 +32,9 @@ class _TextFormatter(_Formatter):
         exception = fields.pop("exception", "")
         parts = [self.formatTime(record), record.levelname, record.name, record.getMessage()]
         parts += [f"{name}={_one_line(value)}" for name, value in fields.items()]
-        return " ".join(parts) + (f"\n{exception}" if exception else "")
+        # Set off, so that no text inside can be taken for a line of ours.
+        traceback = "".join(f"\n  | {_printable(line)}" for line in exception.splitlines())
+        return _printable(" ".join(parts)) + traceback
 
 
 class _JsonFormatter(_Formatter):
@@ -54,6 +56,12 @@ def configure_logging(log_format: str, level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Its start and stop lines say what ours say.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def _one_line(value: Any) -> str:

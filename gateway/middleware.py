@@ -15,11 +15,13 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, internal
-from .upstream import Metadata
+from .upstream import AUTHORIZATION, Metadata
 
 _log = logging.getLogger("gateway.access")
 
 _REQUEST_ID = re.compile(rb"[\x20-\x7e]{1,128}")
+# What else comes, gRPC might not carry; the server then says that there is no key.
+_BEARER = re.compile(rb"(?i:bearer) [\x21-\x7e]{1,512}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(rb"[\x20-\x7e]{1,512}")
 
@@ -40,16 +42,23 @@ def client_left(scope: Scope) -> None:
 class RequestContext:
     """Outermost. Gives the request its id, its headers and its log line; answers our own bugs."""
 
-    def __init__(self, app: ASGIApp, route_of: Callable[[Scope], str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        route_of: Callable[[Scope], str],
+        sign: Callable[[Metadata], Metadata],
+    ) -> None:
         self._app = app
         self._route_of = route_of
+        self._sign = sign
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         begin = time.perf_counter()
-        request_id, scope["vdiff.metadata"] = identify(scope["headers"])
+        request_id, metadata = identify(scope["headers"])
+        scope["vdiff.metadata"] = self._sign(metadata)
         status = 0
 
         async def send_with_headers(message: Message) -> None:
@@ -135,6 +144,9 @@ def identify(headers: Any) -> tuple[str, Metadata]:
     else:
         request_id = f"req_{secrets.token_hex(16)}"
     metadata = [("x-request-id", request_id)]
+    key = _header(headers, b"authorization")
+    if key and _BEARER.fullmatch(key):
+        metadata.append((AUTHORIZATION, key.decode()))
     trace = _header(headers, b"traceparent")
     if trace and _TRACEPARENT.fullmatch(trace):
         metadata.append(("traceparent", trace.decode()))

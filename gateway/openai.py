@@ -95,6 +95,13 @@ class GenerationFields(Struct, kw_only=True):
         Strategy | None,
         Meta(description="How positions are chosen. Default: the model's."),
     ] = None
+    partial_on_deadline: Annotated[
+        bool | None,
+        Meta(
+            description="Shortly before the gateway's or the server's time limit answer with what "
+            "is filled, finish_reason length, in place of an error."
+        ),
+    ] = None
     diffusing: Annotated[
         bool | None,
         Meta(

@@ -23,6 +23,7 @@ from .openai_replies import ChatChunk, CompletionChunk, FinishReason, Usage
 _FINISH_REASONS: dict[int, FinishReason] = {
     v1.FINISH_REASON_STOP: "stop",
     v1.FINISH_REASON_LENGTH: "length",
+    v1.FINISH_REASON_PARTIAL: "length",
 }
 _SPAN_KINDS: dict[int, openai.SpanKind] = {
     v1.SPAN_KIND_PROMPT: "prompt",

@@ -245,7 +245,7 @@ class InfoEndpoints:
 
     async def version(self, request: Request) -> Response:
         try:
-            server = (await self._gate.upstream.server_info()).version
+            server = (await self._gate.upstream.server_info(rpc_metadata(request.scope))).version
         except grpc.aio.AioRpcError:
             server = None
         return Json({"version": version("vdiff-grpc"), "server_version": server})

@@ -14,9 +14,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vdiff_grpc import v1
 
+from .config import GatewayConfig
+from .credentials import ServiceKey, upstream_credentials
+
 _SERVICE = "vdiff.v1.GenerationService"
 _CHECK_TIMEOUT_S = 2.0
-_OPTIONS = (
+_OPTIONS: tuple[tuple[str, int | str], ...] = (
     # Finds a server that vanished without a word. Our server allows a ping every 10 s; gRPC's own
     # default would end a silent call after 300 s (measured).
     ("grpc.keepalive_time_ms", 60_000),
@@ -30,16 +33,19 @@ _OPTIONS = (
 )
 
 Metadata = tuple[tuple[str, str], ...]
+AUTHORIZATION = "authorization"
 
 
 class Upstream:
-    """Made on the event loop that uses it."""
+    """Made on the event loop that uses it. Raises CredentialError."""
 
-    def __init__(self, target: str, timeout_s: float) -> None:
-        self.target = target
+    def __init__(self, config: GatewayConfig) -> None:
+        self.target = config.server
         # 0 is "never" for us and "at once" for gRPC.
-        self.timeout_s = timeout_s or None
-        self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+        self.timeout_s = config.request_timeout_s or None
+        path = config.upstream_api_key_file
+        self._key = ServiceKey(path) if path else None
+        self._channel = _channel(config)
         self._channel.get_state(try_to_connect=True)
         self.generation = v1.GenerationServiceStub(self._channel)
         self.models = v1.ModelServiceStub(self._channel)
@@ -47,6 +53,17 @@ class Upstream:
 
     async def close(self) -> None:
         await self._channel.close()
+
+    @property
+    def has_own_key(self) -> bool:
+        return self._key is not None
+
+    def signed(self, metadata: Metadata) -> Metadata:
+        """With the gateway's own key in place of the client's, where it has one."""
+        if self._key is None:
+            return metadata
+        others = (pair for pair in metadata if pair[0] != AUTHORIZATION)
+        return (*others, (AUTHORIZATION, f"Bearer {self._key.value()}"))
 
     async def info(
         self, model: str, metadata: Metadata
@@ -89,9 +106,24 @@ class Upstream:
         words = name.lower().replace("_", " ")
         return f"{words}: {server.state_detail}" if server.state_detail else words
 
-    async def server_info(self) -> v1.GetServerInfoResponse:
-        """Raises AioRpcError; within the time of a health check."""
+    async def server_info(self, metadata: Metadata = ()) -> v1.GetServerInfoResponse:
+        """Raises AioRpcError; within the time of a health check.
+
+        metadata: the client's, for what a client asks; else the gateway asks for itself.
+        """
         server: v1.GetServerInfoResponse = await self.models.GetServerInfo(
-            v1.GetServerInfoRequest(), timeout=_CHECK_TIMEOUT_S
+            v1.GetServerInfoRequest(),
+            timeout=_CHECK_TIMEOUT_S,
+            metadata=metadata or self.signed(()),
         )
         return server
+
+
+def _channel(config: GatewayConfig) -> grpc.aio.Channel:
+    credentials = upstream_credentials(config)
+    if credentials is None:
+        return grpc.aio.insecure_channel(config.server, options=_OPTIONS)
+    options = _OPTIONS
+    if config.upstream_name:
+        options += (("grpc.ssl_target_name_override", config.upstream_name),)
+    return grpc.aio.secure_channel(config.server, credentials, options=options)

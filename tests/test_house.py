@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,10 +17,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "vdiff_grpc.v1": (),
     "vdiff_grpc.errors": (),
     "vdiff_grpc.config": ("vdiff_grpc.engine.types",),
+    "vdiff_grpc.keys": ("vdiff_grpc.errors",),
     "vdiff_grpc.client": ("vdiff_grpc.errors", "vdiff_grpc.v1"),
-    "vdiff_grpc.cli": ("gateway.app", "gateway.config", "vdiff_grpc.client", "vdiff_grpc.config", "vdiff_grpc.errors", "vdiff_grpc.server.app", "vdiff_grpc.v1"),
+    "vdiff_grpc.cli": ("gateway.app", "gateway.config", "vdiff_grpc.client", "vdiff_grpc.config", "vdiff_grpc.errors", "vdiff_grpc.keys", "vdiff_grpc.server.app", "vdiff_grpc.v1"),
     "vdiff_grpc.__main__": ("vdiff_grpc.cli",),
-    "vdiff_grpc.server": ("vdiff_grpc.config", "vdiff_grpc.engine", "vdiff_grpc.errors", "vdiff_grpc.v1"),
+    "vdiff_grpc.server": ("vdiff_grpc.config", "vdiff_grpc.engine", "vdiff_grpc.errors", "vdiff_grpc.keys", "vdiff_grpc.v1"),
     "vdiff_grpc.engine": ("vdiff_grpc.errors",),
     "gateway": ("vdiff_grpc.v1",),
 }  # fmt: skip
@@ -35,10 +38,10 @@ ONLY: dict[str, tuple[str, ...]] = {
 ENGINE_ORDER = (
     ("strategies", "exact", "caches"),
     ("types", "attention"),
-    ("rng", "tokenizer", "messages", "columns"),
+    ("rng", "tokenizer", "messages", "columns", "pulse", "pace"),
     ("text", "models", "prompts"),
     ("strategy_checks", "sequence"),
-    ("validation", "decoding", "packing", "scheduler", "told"),
+    ("validation", "decoding", "packing", "scheduler", "told", "faults"),
     ("auxiliary",),
     ("runner",),
     ("engine",),
@@ -98,6 +101,13 @@ def test_the_engines_own_files_point_down() -> None:
             if name.startswith(prefix):
                 other = name.removeprefix(prefix).partition(".")[0]
                 assert other == mine or ranks[other] < ranks[mine], f"{module} imports {name}"
+
+
+def test_what_runs_has_a_lowest_and_a_highest_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for wanted in project["dependencies"] + extras["server"] + extras["gateway"]:
+        assert re.search(r">=[\d.]+,<\d", wanted), wanted
 
 
 def test_no_file_is_longer_than_it_should_be() -> None:

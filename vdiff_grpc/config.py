@@ -110,6 +110,28 @@ class ServerConfig:
         "seconds after which a request is ended, waiting included",
         minimum=0.001,
     )
+    max_queue_time_s: float = _option(
+        _ENGINE.max_queue_time_s,
+        "seconds that a request may wait for its first step, then it is refused; 0: no limit",
+    )
+    max_step_time_s: float = _option(
+        120.0, "seconds after which a step counts as hung: the engine is started again; 0: never"
+    )
+    max_load_time_s: float = _option(1800.0, "the same for loading and warming up; 0: never")
+    max_calls_per_caller: int = _option(
+        0, "open calls of one key, or without keys of one address; 0: no limit"
+    )
+    max_tokens_in_flight: int = _option(
+        0, "canvas tokens of all rows that are held, running or waiting; 0: no limit"
+    )
+    request_id_window_s: float = _option(
+        60.0, "seconds for which an answered request_id is remembered; 0: ids are but names"
+    )
+    max_kept_answers: int = _option(1024, "request ids that are remembered")
+    max_kept_bytes: int = _option(64 * 1024 * 1024, "size of all answers kept for them")
+    quarantine_s: float = _option(
+        600.0, "seconds for which a request that ended the engine is refused; 0: never"
+    )
     default_max_new_tokens: int = _option(
         _ENGINE.default_max_new_tokens, "max_new_tokens of a request that says none", minimum=1
     )
@@ -120,13 +142,31 @@ class ServerConfig:
     drain_delay_s: float = _option(
         0.0, "seconds after SIGTERM in which health says NOT_SERVING and calls are still taken"
     )
+    max_connection_age_s: float = _option(
+        0.0, "seconds after which a connection is asked to go elsewhere; 0: never"
+    )
+    max_connection_age_grace_s: float = _option(
+        0.0, "seconds that its calls then have; 0: as long as they take"
+    )
     max_message_bytes: int = _option(
         4 * 1024 * 1024, "size of the largest request message", minimum=1024, maximum=2**31 - 1
     )
     max_pending_events: int = _option(
         64, "events kept for a slow reader before they are merged", minimum=1
     )
+    tls_cert: str = _option(
+        "", "the server's certificate chain, PEM; read again when it changes. Empty: no TLS"
+    )
+    tls_key: str = _option("", "its private key, PEM, unencrypted")
+    tls_client_ca: str = _option(
+        "", "CA certificates, PEM: callers need a certificate that one of them signed"
+    )
+    api_keys: str = _option(
+        "",
+        "file of API keys (docs/security.md), read again when it changes. Empty: no key is needed",
+    )
     reflection: bool = _option(True, "server reflection: on or off")
+    channelz: bool = _option(False, "gRPC's own statistics of connections: on or off")
     log_format: str = _choice("text", "log lines as text or json", "text", "json")
     log_level: str = _choice(
         "info", "least severe level to log", "debug", "info", "warning", "error"
@@ -163,6 +203,7 @@ class ServerConfig:
             max_canvas_tokens=self.max_canvas_tokens,
             max_n=self.max_n,
             max_request_time_s=self.max_request_time_s,
+            max_queue_time_s=self.max_queue_time_s,
             default_max_new_tokens=self.default_max_new_tokens,
             default_block_length=self.default_block_length,
             served_names=self.served_names,

@@ -20,6 +20,7 @@ from vdiff_grpc.client import (
     ClientError,
     FieldViolation,
     InvalidArgumentError,
+    QuotaViolation,
     ResourceExhaustedError,
     TimedOutError,
     UnavailableError,
@@ -38,6 +39,11 @@ FULL = _status(
     code_pb2.RESOURCE_EXHAUSTED,
     "the queue is full",
     error_details_pb2.ErrorInfo(reason="QUEUE_FULL", domain="vdiff"),
+    error_details_pb2.QuotaFailure(
+        violations=[
+            error_details_pb2.QuotaFailure.Violation(subject="rows", description="8 of 8 are taken")
+        ]
+    ),
     error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1, nanos=500_000_000)),
 )
 WRONG = _status(
@@ -90,6 +96,7 @@ def _is_full(error: ClientError) -> None:
     assert error.reason == "QUEUE_FULL"
     assert error.retry_after_s == 1.5
     assert error.violations == ()
+    assert error.quota == (QuotaViolation("rows", "8 of 8 are taken"),)
     assert str(error) == error.message == "the queue is full"
 
 
@@ -135,10 +142,13 @@ async def test_the_asyncio_client_raises_the_same(refusing: str) -> None:
 
 
 async def test_no_server_is_unavailable_without_a_reason(closed_address: str) -> None:
-    with Client(closed_address) as client, pytest.raises(UnavailableError) as caught:
+    with (
+        Client(closed_address, retries=None) as client,
+        pytest.raises(UnavailableError) as caught,
+    ):
         client.generate("a")
     assert caught.value.reason == ""
-    async with AsyncClient(closed_address) as async_client:
+    async with AsyncClient(closed_address, retries=None) as async_client:
         with pytest.raises(UnavailableError):
             await async_client.server_info()
 

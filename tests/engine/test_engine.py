@@ -77,7 +77,7 @@ def test_a_request_whose_time_is_over_ends_within_one_step() -> None:
     engine.add(2, dataclasses.replace(resolved, deadline_ns=time.monotonic_ns()))  # waits
     add(engine, 3, request(1))
     assert [(key, type(event.error)) for key, event in engine.step()] == [(2, DeadlineError)]  # type: ignore[union-attr]
-    engine._open[1].request = dataclasses.replace(resolved, deadline_ns=time.monotonic_ns())
+    engine.extend(1, time.monotonic_ns())
     before = engine.statistics.forward_passes
     events = dict(engine.step())
     assert isinstance(events[1], Failed)

@@ -216,7 +216,7 @@ def rpc_error(code: grpc.StatusCode, text: str, *details: Message) -> grpc.aio.A
     ("code", "status", "kind"),
     [
         (Status.INVALID_ARGUMENT, 400, "invalid_request_error"),
-        (Status.UNAUTHENTICATED, 401, "authentication_error"),
+        (Status.UNAUTHENTICATED, 401, "invalid_request_error"),
         (Status.PERMISSION_DENIED, 403, "permission_error"),
         (Status.NOT_FOUND, 404, "invalid_request_error"),
         (Status.RESOURCE_EXHAUSTED, 429, "rate_limit_error"),

@@ -156,10 +156,12 @@ TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         ),
         ([(b"traceparent", b"not one")], {}),
         ([(b"tracestate", b"a=b")], {}),
-        ([(b"authorization", b"Bearer key")], {}),
+        ([(b"authorization", b"Bearer key")], {"authorization": "Bearer key"}),
+        ([(b"authorization", b"Bearer k\xc3\xa9y")], {}),
+        ([(b"authorization", b"Basic key")], {}),
     ],
 )
-def test_the_trace_is_passed_on(
+def test_trace_and_key_are_passed_on(
     headers: list[tuple[bytes, bytes]], metadata: dict[str, str]
 ) -> None:
     request_id, sent = identify([(b"x-request-id", b"mine"), *headers])

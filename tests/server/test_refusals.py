@@ -144,7 +144,7 @@ def test_a_wrong_field_is_refused_by_name_and_value(
     assert list(found) == [f"spec.{field}"]
     assert words in found[f"spec.{field}"]
     assert words in refused.value.details()
-    assert "x-request-id" in dict(refused.value.initial_metadata())
+    assert "x-request-id" in dict(refused.value.trailing_metadata())
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ from vdiff_grpc.server import status
 
 
 def parsed(error: errors.VdiffError) -> status_pb2.Status:
-    [(key, value)] = status.to_status(error).trailing_metadata
-    assert key == "grpc-status-details-bin"
-    return status_pb2.Status.FromString(value)
+    metadata = dict(status.to_status(error).trailing_metadata)
+    return status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
 
 
 @pytest.mark.parametrize(
@@ -27,6 +26,19 @@ def parsed(error: errors.VdiffError) -> status_pb2.Status:
             "RESOURCE_EXHAUSTED",
             ["ErrorInfo", "QuotaFailure", "RetryInfo"],
         ),
+        (
+            errors.QueueTimeoutError("m"),
+            "RESOURCE_EXHAUSTED",
+            ["ErrorInfo", "QuotaFailure", "RetryInfo"],
+        ),
+        (
+            errors.CallerLimitError("m", "calls"),
+            "RESOURCE_EXHAUSTED",
+            ["ErrorInfo", "QuotaFailure", "RetryInfo"],
+        ),
+        (errors.RequestIdConflictError("m"), "ALREADY_EXISTS", ["ErrorInfo"]),
+        (errors.RequestCancelledError("m"), "CANCELLED", ["ErrorInfo"]),
+        (errors.QuarantinedError("m"), "FAILED_PRECONDITION", ["ErrorInfo"]),
         (errors.EngineUnavailableError("m"), "UNAVAILABLE", ["ErrorInfo", "RetryInfo"]),
         (errors.DeadlineError("m"), "DEADLINE_EXCEEDED", ["ErrorInfo"]),
         (errors.EngineFaultError("f1"), "INTERNAL", ["ErrorInfo"]),

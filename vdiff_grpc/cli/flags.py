@@ -6,19 +6,27 @@ import argparse
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
 
 from vdiff_grpc.cli.terminal import Given
 from vdiff_grpc.client import (
     STRATEGIES,
+    ConnectionFields,
     SpecFields,
     Strategy,
     confidence_threshold,
     fixed_schedule,
     strategy,
 )
-from vdiff_grpc.client.sync import DEFAULT_ADDRESS
+from vdiff_grpc.client.connection import DEFAULT_ADDRESS
 
 ADDRESS_VARIABLE = "VDIFF_ADDRESS"
+CA_VARIABLE = "VDIFF_TLS_CA"
+# Not a flag: a command line can be read by everybody on the machine.
+KEY_VARIABLE = "VDIFF_API_KEY"
+_SYSTEM = "system"
 
 
 def _unsigned(maximum: int) -> Callable[[str], int]:
@@ -61,6 +69,10 @@ def _number(text: str) -> float | str:
     return text
 
 
+class ConnectionFlagError(ValueError):
+    """A key or certificate of this caller cannot be had; the message says which."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One request: the client's arguments, and what is known of the canvas without the server."""
@@ -79,6 +91,25 @@ def add_call_flags(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help=f"the server (default {DEFAULT_ADDRESS}, {ADDRESS_VARIABLE})",
     )
+    parser.add_argument(
+        "--tls-ca",
+        default=os.environ.get(CA_VARIABLE) or None,
+        metavar="FILE",
+        help="use TLS, and trust servers that a certificate of this file (PEM) has signed; "
+        f"'system' for the well-known ones ({CA_VARIABLE})",
+    )
+    for what in ("cert", "key"):
+        parser.add_argument(
+            f"--tls-{what}",
+            metavar="FILE",
+            help=f"this caller's own {'certificate chain' if what == 'cert' else 'key'}, PEM, for "
+            "servers that want one",
+        )
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help=f"file with the API key; else it is taken from {KEY_VARIABLE}",
+    )
     parser.add_argument("--model", default="", metavar="NAME", help="refused if not served there")
     parser.add_argument(
         "--timeout", dest="timeout_s", type=float, metavar="SECONDS", help="give up after so long"
@@ -87,6 +118,27 @@ def add_call_flags(parser: argparse.ArgumentParser) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--chat", action="store_true", help="the prompt is a chat's user message")
     shape.add_argument("--suffix", metavar="TEXT", help="text that follows what is generated")
+
+
+def connection_fields(args: argparse.Namespace) -> ConnectionFields:
+    """How the client is to connect. Raises ConnectionFlagError."""
+    fields = ConnectionFields()
+    try:
+        if args.api_key_file:
+            fields["api_key"] = Path(args.api_key_file).read_text(encoding="utf-8").strip()
+        elif os.environ.get(KEY_VARIABLE):
+            fields["api_key"] = os.environ[KEY_VARIABLE].strip()
+        if args.tls_ca:
+            ca = None if args.tls_ca == _SYSTEM else Path(args.tls_ca).read_bytes()
+            key, cert = (
+                Path(path).read_bytes() if path else None for path in (args.tls_key, args.tls_cert)
+            )
+            fields["credentials"] = grpc.ssl_channel_credentials(ca, key, cert)
+    except OSError as error:
+        raise ConnectionFlagError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    if bool(args.tls_key) != bool(args.tls_cert) or (args.tls_cert and not args.tls_ca):
+        raise ConnectionFlagError("--tls-cert and --tls-key go together, and with --tls-ca")
+    return fields
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:

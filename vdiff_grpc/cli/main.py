@@ -20,7 +20,17 @@ import grpc
 from google.protobuf import json_format
 
 from vdiff_grpc import config
-from vdiff_grpc.cli.flags import Ask, add_call_flags, add_sampling_flags, read_ask, uint32, uint64
+from vdiff_grpc.cli import keys
+from vdiff_grpc.cli.flags import (
+    Ask,
+    ConnectionFlagError,
+    add_call_flags,
+    add_sampling_flags,
+    connection_fields,
+    read_ask,
+    uint32,
+    uint64,
+)
 from vdiff_grpc.cli.run import Address, AddressError, free_address, parse_address
 from vdiff_grpc.cli.run import run as run_both
 from vdiff_grpc.cli.terminal import Given, PlainView, View, printable, show
@@ -61,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_unreachable(getattr(args, "address", "the server"), error))
     except ClientError as error:
         return _fail(_told(error))
-    except (CommandError, AddressError, VdiffError, UnicodeError) as error:
+    except (CommandError, AddressError, ConnectionFlagError, VdiffError, UnicodeError) as error:
         return _fail(str(error))
 
 
@@ -83,6 +93,16 @@ def _run(args: argparse.Namespace) -> int:
     from gateway import config as gateway_config
 
     front_settings = gateway_config.load_config([], os.environ)
+    if any(
+        getattr(options, name)
+        for options in (settings, front_settings)
+        for name in ("tls_cert", "tls_key", "tls_client_ca", "upstream_ca")
+        if hasattr(options, name)
+    ):
+        raise CommandError(
+            "run starts server and gateway side by side, without TLS; for TLS start "
+            f"`{PROG} serve` and `vdiff-gateway`"
+        )
     server = _free(args.address, Address(settings.host, settings.port))
     gateway = _free(args.gateway_address, Address(front_settings.host, front_settings.port))
     if server == gateway:
@@ -114,7 +134,7 @@ def _run(args: argparse.Namespace) -> int:
 def _generate(args: argparse.Namespace) -> int:
     ask = _ask(args)
     streams = sys.stdout.isatty() and not args.json and args.n in (None, 1)
-    with Client(args.address) as client:
+    with Client(args.address, **connection_fields(args)) as client:
         if streams:
             reply = None
             try:
@@ -145,7 +165,7 @@ def _watch(args: argparse.Namespace) -> int:
     ask = _ask(args)
 
     async def watch() -> None:
-        async with AsyncClient(args.address) as client:
+        async with AsyncClient(args.address, **connection_fields(args)) as client:
             await _show(client, ask, args)
 
     return _run_until_told(watch())
@@ -163,6 +183,8 @@ def _demo(args: argparse.Namespace) -> int:
         ),
         os.environ,
     )
+    # It is nobody's but this command's: no keys and certificates of another server.
+    settings = replace(settings, api_keys="", tls_cert="", tls_key="", tls_client_ca="")
     fields: SpecFields = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}
     ask = Ask(args.prompt, fields, Given(args.prompt))
     args.plain = False
@@ -232,6 +254,8 @@ def _parser() -> argparse.ArgumentParser:
     add_sampling_flags(watch)
     _add_delay(watch, 0.0)
     watch.add_argument("--plain", action="store_true", help="plain lines on a terminal too")
+
+    keys.add_flags(_command(commands, "keys", keys.run, "make and remove a server's API keys"))
 
     demo = _command(
         commands, "demo", _demo, "one completion of the embedded model, shown step by step"

@@ -9,13 +9,17 @@ with Client("127.0.0.1:50051") as client:
 
 from vdiff_grpc.client.aio import AsyncClient
 from vdiff_grpc.client.canvas import Canvas, OutputCanvas
+from vdiff_grpc.client.connection import ConnectionFields, Retries
 from vdiff_grpc.client.errors import (
+    AlreadyExistsError,
     CallCancelledError,
     ClientError,
+    FailedPreconditionError,
     InternalError,
     InvalidArgumentError,
     NotFoundError,
     PermissionDeniedError,
+    QuotaViolation,
     ResourceExhaustedError,
     TimedOutError,
     UnauthenticatedError,
@@ -48,11 +52,14 @@ from vdiff_grpc.errors import FieldViolation
 
 __all__ = [
     "STRATEGIES",
+    "AlreadyExistsError",
     "AsyncClient",
     "CallCancelledError",
     "Canvas",
     "Client",
     "ClientError",
+    "ConnectionFields",
+    "FailedPreconditionError",
     "FieldViolation",
     "InputFields",
     "InternalError",
@@ -60,7 +67,9 @@ __all__ = [
     "NotFoundError",
     "OutputCanvas",
     "PermissionDeniedError",
+    "QuotaViolation",
     "ResourceExhaustedError",
+    "Retries",
     "SpecFields",
     "Strategy",
     "TimedOutError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -13,6 +13,13 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vdiff_grpc import v1
+from vdiff_grpc.client.connection import (
+    DEFAULT_ADDRESS,
+    READY_SERVICE,
+    Address,
+    ConnectionFields,
+    connection,
+)
 from vdiff_grpc.client.errors import TimedOutError, UnavailableError, from_rpc_error
 from vdiff_grpc.client.requests import (
     Granularity,
@@ -22,34 +29,26 @@ from vdiff_grpc.client.requests import (
     build_spec,
     build_stream_options,
 )
-from vdiff_grpc.client.sync import (
-    CHANNEL_OPTIONS,
-    DEFAULT_ADDRESS,
-    POLL_INTERVAL_S,
-    READY_SERVICE,
-    not_ready,
-)
+from vdiff_grpc.client.sync import POLL_INTERVAL_S, not_ready
 
 
 class AsyncClient:
-    """Calls a server from an event loop. Failed calls raise ClientError.
+    """Calls a server, or several, from an event loop. Failed calls raise ClientError.
 
-    Belongs to the loop it was made on. `credentials` and `metadata` as for Client.
+    Belongs to the loop it was made on. All arguments as for Client.
     """
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        metadata: Sequence[tuple[str, str]] = (),
+        address: Address = DEFAULT_ADDRESS,
+        **connection_fields: Unpack[ConnectionFields],
     ) -> None:
-        self.address = address
-        self._metadata = tuple(metadata)
+        self._how = how = connection(address, **connection_fields)
+        self.address = how.target
         self._channel = (
-            grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, CHANNEL_OPTIONS)
+            grpc.aio.insecure_channel(how.target, how.options)
+            if how.credentials is None
+            else grpc.aio.secure_channel(how.target, how.credentials, how.options)
         )
         self._generation = v1.GenerationServiceStub(self._channel)
         self._models = v1.ModelServiceStub(self._channel)
@@ -78,7 +77,7 @@ class AsyncClient:
         **fields: Unpack[SpecFields],
     ) -> v1.GenerateResponse:
         """Generates, and answers once everything is there."""
-        request = v1.GenerateRequest(spec=build_spec(text=text, **fields))
+        request = v1.GenerateRequest(spec=self._how.named(build_spec(text=text, **fields)))
         reply: v1.GenerateResponse = await self._call(self._generation.Generate, request, timeout_s)
         return reply
 
@@ -97,10 +96,18 @@ class AsyncClient:
         use `contextlib.aclosing`.
         """
         request = v1.StreamGenerateRequest(
-            spec=build_spec(text=text, **fields),
+            spec=self._how.named(build_spec(text=text, **fields)),
             options=build_stream_options(granularity, stride),
         )
         return self._stream(request, timeout_s)
+
+    async def cancel(self, request_id: str, *, timeout_s: float | None = None) -> bool:
+        """Cancels a request by its id, on whatever connection it came; False if none is open."""
+        request = v1.CancelRequestRequest(request_id=request_id)
+        reply: v1.CancelRequestResponse = await self._call(
+            self._generation.CancelRequest, request, timeout_s
+        )
+        return reply.cancelled
 
     async def model_info(
         self, model: str = "", *, timeout_s: float | None = None
@@ -156,7 +163,7 @@ class AsyncClient:
     async def _watch_health(self, timeout_s: float) -> bool:
         """Follows the server's health: True at SERVING, False when the stream ends."""
         request = health_pb2.HealthCheckRequest(service=READY_SERVICE)
-        call = self._health.Watch(request, timeout=timeout_s, metadata=self._metadata)
+        call = self._health.Watch(request, timeout=timeout_s, metadata=self._how.metadata)
         async with contextlib.aclosing(self._events(call)) as replies:
             async for reply in replies:
                 if reply.status == health_pb2.HealthCheckResponse.SERVING:
@@ -166,7 +173,7 @@ class AsyncClient:
     async def _stream(
         self, request: v1.StreamGenerateRequest, timeout_s: float | None
     ) -> AsyncGenerator[v1.StreamGenerateResponse, None]:
-        call = self._generation.StreamGenerate(request, timeout=timeout_s, metadata=self._metadata)
+        call = self._generation.StreamGenerate(request, **self._how.call_arguments(timeout_s))
         async with contextlib.aclosing(self._events(call)) as events:
             async for event in events:
                 yield event
@@ -182,6 +189,6 @@ class AsyncClient:
 
     async def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         try:
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
+            return await method(request, **self._how.call_arguments(timeout_s))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None

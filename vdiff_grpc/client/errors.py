@@ -3,10 +3,12 @@
 ClientError                    any other status
 ├── InvalidArgumentError       INVALID_ARGUMENT; see `violations`
 ├── NotFoundError              NOT_FOUND
-├── ResourceExhaustedError     RESOURCE_EXHAUSTED; see `retry_after_s`
+├── ResourceExhaustedError     RESOURCE_EXHAUSTED; see `quota` and `retry_after_s`
 ├── UnavailableError           UNAVAILABLE; `reason` is empty when no server answered
 ├── TimedOutError              DEADLINE_EXCEEDED (a TimeoutError too)
 ├── CallCancelledError         CANCELLED
+├── AlreadyExistsError         ALREADY_EXISTS: the request_id stands for another request
+├── FailedPreconditionError    FAILED_PRECONDITION: see `reason`
 ├── UnauthenticatedError       UNAUTHENTICATED
 ├── PermissionDeniedError      PERMISSION_DENIED
 └── InternalError              INTERNAL
@@ -15,6 +17,7 @@ ClientError                    any other status
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -26,6 +29,14 @@ from vdiff_grpc.errors import FieldViolation
 _DETAILS_KEY = "grpc-status-details-bin"
 
 
+@dataclass(frozen=True, slots=True)
+class QuotaViolation:
+    """One limit that is reached: whose or what it is, and the limit in words."""
+
+    subject: str
+    description: str
+
+
 class ClientError(Exception):
     """A call that failed.
 
@@ -33,6 +44,7 @@ class ClientError(Exception):
     message: the status's message.
     reason: ErrorInfo.reason, stable and UPPER_SNAKE; "" when the peer sent none.
     violations: the wrong fields, with INVALID_ARGUMENT.
+    quota: the limits that are reached, with RESOURCE_EXHAUSTED.
     retry_after_s: when to come back, where the server says so.
     """
 
@@ -43,6 +55,7 @@ class ClientError(Exception):
         code: grpc.StatusCode = grpc.StatusCode.UNKNOWN,
         reason: str = "",
         violations: tuple[FieldViolation, ...] = (),
+        quota: tuple[QuotaViolation, ...] = (),
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
@@ -50,6 +63,7 @@ class ClientError(Exception):
         self.code = code
         self.reason = reason
         self.violations = violations
+        self.quota = quota
         self.retry_after_s = retry_after_s
 
 
@@ -77,6 +91,14 @@ class CallCancelledError(ClientError):
     """The call was cancelled, as when its client was closed."""
 
 
+class AlreadyExistsError(ClientError):
+    """The request_id stands for another request."""
+
+
+class FailedPreconditionError(ClientError):
+    """The server does not take this request as things stand; `reason` says why."""
+
+
 class UnauthenticatedError(ClientError):
     """The credentials are missing or wrong."""
 
@@ -96,6 +118,8 @@ _TYPES: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOutError,
     grpc.StatusCode.CANCELLED: CallCancelledError,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExistsError,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
     grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.INTERNAL: InternalError,
@@ -108,6 +132,7 @@ def from_rpc_error(error: grpc.RpcError) -> ClientError:
     message: str = error.details() or code.name
     reason = ""
     violations: list[FieldViolation] = []
+    quota: list[QuotaViolation] = []
     retry_after_s: float | None = None
     for detail in _details(error.trailing_metadata() or ()):
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
@@ -118,6 +143,10 @@ def from_rpc_error(error: grpc.RpcError) -> ClientError:
             bad = error_details_pb2.BadRequest()
             detail.Unpack(bad)
             violations += [FieldViolation(v.field, v.description) for v in bad.field_violations]
+        elif detail.Is(error_details_pb2.QuotaFailure.DESCRIPTOR):
+            failure = error_details_pb2.QuotaFailure()
+            detail.Unpack(failure)
+            quota += [QuotaViolation(v.subject, v.description) for v in failure.violations]
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             retry = error_details_pb2.RetryInfo()
             detail.Unpack(retry)
@@ -127,6 +156,7 @@ def from_rpc_error(error: grpc.RpcError) -> ClientError:
         code=code,
         reason=reason,
         violations=tuple(violations),
+        quota=tuple(quota),
         retry_after_s=retry_after_s,
     )
 

@@ -58,6 +58,7 @@ class SpecFields(InputFields, total=False):
     cfg_scale: float | None
     strategy: Strategy | None  # fixed_schedule(...), wino(...), ...: see strategies.py
     top_logprobs: int | None
+    partial_on_deadline: bool | None  # the canvas as it stands, in place of TimedOutError
 
 
 def hole(length: int) -> v1.Hole:
@@ -88,6 +89,7 @@ def build_spec(
     cfg_scale: float | None = None,
     strategy: Strategy | None = None,
     top_logprobs: int | None = None,
+    partial_on_deadline: bool | None = None,
 ) -> v1.GenerationSpec:
     """The spec of both RPCs. ValueError when the input is not exactly one."""
     given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
@@ -120,6 +122,7 @@ def build_spec(
             top_logprobs=top_logprobs,
         ),
         diffusion=diffusion,
+        partial_on_deadline=partial_on_deadline,
     )
 
 

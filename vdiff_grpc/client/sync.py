@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -12,6 +12,13 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vdiff_grpc import v1
+from vdiff_grpc.client.connection import (
+    DEFAULT_ADDRESS,
+    READY_SERVICE,
+    Address,
+    ConnectionFields,
+    connection,
+)
 from vdiff_grpc.client.errors import TimedOutError, UnavailableError, from_rpc_error
 from vdiff_grpc.client.requests import (
     Granularity,
@@ -22,34 +29,28 @@ from vdiff_grpc.client.requests import (
     build_stream_options,
 )
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
-# What health calls the service when the model is ready.
-READY_SERVICE = "vdiff.v1.GenerationService"
-# Above gRPC's 4 MiB: snapshots and long answers with their columns are larger.
-CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 64 << 20),)
 POLL_INTERVAL_S = 0.1
 
 
 class Client:
-    """Calls a server and waits for its answers. Failed calls raise ClientError.
+    """Calls a server, or several, and waits for the answers. Failed calls raise ClientError.
 
-    credentials: for TLS; without them the connection is in the clear.
-    metadata: sent with every call, such as ("authorization", "Bearer ...").
+    address: host:port, several of them (a sequence, or with commas), or dns:///name:port.
+    connection_fields: see connection.py. ValueError for what cannot be.
+    timeout_s, here and with each call: the deadline of the whole call, its retries included.
     """
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        metadata: Sequence[tuple[str, str]] = (),
+        address: Address = DEFAULT_ADDRESS,
+        **connection_fields: Unpack[ConnectionFields],
     ) -> None:
-        self.address = address
-        self._metadata = tuple(metadata)
+        self._how = how = connection(address, **connection_fields)
+        self.address = how.target
         self._channel = (
-            grpc.insecure_channel(address, CHANNEL_OPTIONS)
-            if credentials is None
-            else grpc.secure_channel(address, credentials, CHANNEL_OPTIONS)
+            grpc.insecure_channel(how.target, how.options)
+            if how.credentials is None
+            else grpc.secure_channel(how.target, how.credentials, how.options)
         )
         self._generation = v1.GenerationServiceStub(self._channel)
         self._models = v1.ModelServiceStub(self._channel)
@@ -78,7 +79,7 @@ class Client:
         **fields: Unpack[SpecFields],
     ) -> v1.GenerateResponse:
         """Generates, and answers once everything is there."""
-        request = v1.GenerateRequest(spec=build_spec(text=text, **fields))
+        request = v1.GenerateRequest(spec=self._how.named(build_spec(text=text, **fields)))
         reply: v1.GenerateResponse = self._call(self._generation.Generate, request, timeout_s)
         return reply
 
@@ -93,10 +94,18 @@ class Client:
     ) -> Generator[v1.StreamGenerateResponse, None, None]:
         """Generates, and yields the events meanwhile. Closing the iterator cancels the call."""
         request = v1.StreamGenerateRequest(
-            spec=build_spec(text=text, **fields),
+            spec=self._how.named(build_spec(text=text, **fields)),
             options=build_stream_options(granularity, stride),
         )
         return self._stream(request, timeout_s)
+
+    def cancel(self, request_id: str, *, timeout_s: float | None = None) -> bool:
+        """Cancels a request by its id, on whatever connection it came; False if none is open."""
+        request = v1.CancelRequestRequest(request_id=request_id)
+        reply: v1.CancelRequestResponse = self._call(
+            self._generation.CancelRequest, request, timeout_s
+        )
+        return reply.cancelled
 
     def model_info(
         self, model: str = "", *, timeout_s: float | None = None
@@ -146,14 +155,14 @@ class Client:
     def _watch_health(self, timeout_s: float) -> bool:
         """Follows the server's health: True at SERVING, False when the stream ends."""
         request = health_pb2.HealthCheckRequest(service=READY_SERVICE)
-        call = self._health.Watch(request, timeout=timeout_s, metadata=self._metadata)
+        call = self._health.Watch(request, timeout=timeout_s, metadata=self._how.metadata)
         with contextlib.closing(self._events(call)) as replies:
             return any(reply.status == health_pb2.HealthCheckResponse.SERVING for reply in replies)
 
     def _stream(
         self, request: v1.StreamGenerateRequest, timeout_s: float | None
     ) -> Generator[v1.StreamGenerateResponse, None, None]:
-        call = self._generation.StreamGenerate(request, timeout=timeout_s, metadata=self._metadata)
+        call = self._generation.StreamGenerate(request, **self._how.call_arguments(timeout_s))
         yield from self._events(call)
 
     def _events(self, call: Any) -> Generator[Any, None, None]:
@@ -166,7 +175,7 @@ class Client:
 
     def _call(self, method: Any, request: Any, timeout_s: float | None) -> Any:
         try:
-            return method(request, timeout=timeout_s, metadata=self._metadata)
+            return method(request, **self._how.call_arguments(timeout_s))
         except grpc.RpcError as error:
             raise from_rpc_error(error) from None
 

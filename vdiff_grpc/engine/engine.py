@@ -6,6 +6,8 @@ import dataclasses
 import logging
 import time
 import uuid
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +15,14 @@ import torch
 from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
+from vdiff_grpc.engine.messages import Spent
 from vdiff_grpc.engine.models import loader, registry
+from vdiff_grpc.engine.pace import Pace
 from vdiff_grpc.engine.packing import FILLER_LENGTH, Fill
 from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import RowStep, Runner
 from vdiff_grpc.engine.scheduler import Scheduler
-from vdiff_grpc.engine.sequence import Sequence
+from vdiff_grpc.engine.sequence import Sequence, State
 from vdiff_grpc.engine.strategies import ConfidenceThreshold
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.told import Told
@@ -37,7 +41,7 @@ from vdiff_grpc.engine.types import (
     TokensPrompt,
 )
 from vdiff_grpc.engine.validation import limits_for, resolve
-from vdiff_grpc.errors import DeadlineError, EngineFaultError, VdiffError
+from vdiff_grpc.errors import DeadlineError, EngineFaultError, QueueTimeoutError, VdiffError
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +67,21 @@ class _Open:
     request: ResolvedRequest
     sequences: list[Sequence]
     told: dict[int, Told]
+    deadline_ns: int | None
     started_ns: int = 0
 
 
+def _spent(key: int, opened: _Open) -> Spent:
+    filled = sum(int((row.state == State.COMMITTED).sum()) for row in opened.sequences)
+    return Spent(key, filled, sum(row.forward_passes for row in opened.sequences))
+
+
 class Engine:
-    """Serves one model. Use it as a library through `generate`, or step by step."""
+    """Serves one model. Use it as a library through `generate`, or step by step.
+
+    before_step: told the rows of every step that is about to be computed; what it raises counts
+    as the step's own fault.
+    """
 
     def __init__(self, config: EngineConfig, noise: Noise | None = None) -> None:
         """Loads tokenizer and weights. Raises CheckpointError."""
@@ -91,7 +105,11 @@ class Engine:
         self.scheduler = Scheduler(
             self.limits.max_running_rows, self.limits.max_waiting_rows, self.limits.max_step_tokens
         )
+        self.before_step: Callable[[Rows[Sequence]], None] = lambda rows: None
+        self._max_queue_ns = int(config.max_queue_time_s * 1e9)
+        self._pace = Pace()
         self._open: dict[int, _Open] = {}
+        self._spent: list[Spent] = []
         self._counts = Statistics()
 
     @property
@@ -120,17 +138,31 @@ class Engine:
         for sequence in sequences:
             rule_of(sequence).begin(sequence)
         told = {s.index: Told(s) for s in sequences}
-        self._open[key] = _Open(request, sequences, told)
+        self._open[key] = _Open(request, sequences, told, request.deadline_ns)
         self._count(requests=1, prompt_tokens=request.num_prompt_tokens)
 
     def abort(self, key: int) -> None:
         """Frees the request's rows. No event follows; unknown keys are none of our business."""
-        if self._open.pop(key, None):
+        if opened := self._open.pop(key, None):
             self.scheduler.remove({key})
             self._count(requests_aborted=1)
+            self._spent.append(_spent(key, opened))
+
+    def extend(self, key: int, deadline_ns: int) -> None:
+        """Gives a request more time; unknown keys are none of our business."""
+        if opened := self._open.get(key):
+            opened.deadline_ns = deadline_ns
+
+    def take_spent(self) -> tuple[Spent, ...]:
+        """The work done for the requests that have ended without Finished since the last call."""
+        spent, self._spent = self._spent, []
+        return tuple(spent)
 
     def step(self) -> list[tuple[int, Event]]:
-        """One denoising step of all rows that fit. Returns (key, event) in order."""
+        """One denoising step of all rows that fit. Returns (key, event) in order.
+
+        Raises what leaves the device unusable, or without memory for any step.
+        """
         events = self._expire()
         rows = self.scheduler.schedule()
         if not rows:
@@ -140,7 +172,10 @@ class Engine:
             opened = self._open[row.key]
             opened.started_ns = opened.started_ns or now
         try:
+            self.before_step(rows)
             results = self.runner.step(rows)
+        except (torch.AcceleratorError, torch.OutOfMemoryError, MemoryError):
+            raise
         except Exception:
             return events + self._fail(rows)
         for result in results:
@@ -158,6 +193,7 @@ class Engine:
             forward_passes=sum(result.forwards for result in results),
         )
         self.scheduler.remove_finished()
+        self._pace.note(time.monotonic_ns() - now)
         return events
 
     def generate(self, request: Request) -> Finished:
@@ -225,7 +261,7 @@ class Engine:
 
     def _finish(self, key: int) -> Finished:
         opened = self._open.pop(key)
-        arrival = opened.request.arrival_ns
+        arrival, now = opened.request.arrival_ns, time.monotonic_ns()
         outputs = tuple(sequence.output() for sequence in opened.sequences)
         firsts = [s.first_commit_ns for s in opened.sequences if s.first_commit_ns]
         self._count(
@@ -235,29 +271,60 @@ class Engine:
         )
         return Finished(
             outputs=outputs,
-            queue_time_ns=opened.started_ns - arrival,
-            time_to_first_commit_ns=min(firsts) - arrival,
-            total_time_ns=time.monotonic_ns() - arrival,
+            queue_time_ns=(opened.started_ns or now) - arrival,
+            time_to_first_commit_ns=min(firsts) - arrival if firsts else 0,
+            total_time_ns=now - arrival,
         )
 
     def _expire(self) -> list[tuple[int, Event]]:
         """Ends requests whose time is over, waiting or running."""
+        events: list[tuple[int, Event]] = []
         now = time.monotonic_ns()
-        late = [
-            key
-            for key, opened in self._open.items()
-            if opened.request.deadline_ns is not None and opened.request.deadline_ns <= now
-        ]
-        events = []
-        for key in late:
-            request = self._open[key].request
-            assert request.deadline_ns is not None
-            seconds = (request.deadline_ns - request.arrival_ns) / 1e9
-            self.abort(key)
-            events.append(
-                (key, Failed(DeadlineError(f"the request's time ({seconds:g} s) is over")))
-            )
-        return list(events)
+        for key, opened in list(self._open.items()):
+            request, deadline = opened.request, opened.deadline_ns
+            waited = now - request.arrival_ns
+            error: VdiffError | None = None
+            if deadline is not None and request.partial_on_deadline:
+                if deadline - self._pace.margin_ns <= now:
+                    events += self._interrupt(key)
+                    continue
+            elif deadline is not None and deadline <= now:
+                seconds = (deadline - request.arrival_ns) / 1e9
+                error = DeadlineError(f"the request's time ({seconds:g} s) is over")
+            if not opened.started_ns and 0 < self._max_queue_ns < waited:
+                limit_s = self._max_queue_ns / 1e9
+                error = QueueTimeoutError(
+                    f"the request has waited {waited / 1e9:.3g} s for its first step; "
+                    f"max_queue_time_s is {limit_s:g}"
+                )
+            if error is not None:
+                self.abort(key)
+                events.append((key, Failed(error)))
+        return events
+
+    def _interrupt(self, key: int) -> list[tuple[int, Event]]:
+        """The request's canvases as they stand, told and finished."""
+        opened, events = self._open[key], list[Event]()
+        for row in opened.sequences:
+            if not row.finished:
+                row.interrupt()
+                events += self._tell_rest(opened, row)
+        self.scheduler.remove({key})
+        events.append(self._finish(key))
+        return [(key, event) for event in events]
+
+    def _tell_rest(self, opened: _Open, row: Sequence) -> list[Event]:
+        """What a stride has kept back so far, and the text."""
+        request, events = opened.request, list[Event]()
+        step = max(0, row.step - 1)
+        if request.stride > 1 and row.step % request.stride:
+            if request.granularity is Granularity.STEPS:
+                updates = opened.told[row.index].updates(row)
+                events += [dataclasses.replace(update, step=step) for update in updates]
+            elif request.granularity is Granularity.SNAPSHOTS:
+                events.append(dataclasses.replace(row.snapshot(), step=step))
+        new = row.text.take_new()
+        return events + list(new) if request.granularity is not Granularity.NONE else events
 
     def _fail(self, rows: list[Sequence]) -> list[tuple[int, Event]]:
         """An exception past validation is our bug: it ends the requests it touched, not us."""
@@ -267,7 +334,7 @@ class Engine:
         logger.exception("fault %s in a step of requests %s", fault_id, ids)
         self.scheduler.remove(keys)
         for key in keys:
-            del self._open[key]
+            self._spent.append(_spent(key, self._open.pop(key)))
         self._count(requests_failed=len(keys))
         error: VdiffError = EngineFaultError(fault_id)
         return [(key, Failed(error)) for key in keys]

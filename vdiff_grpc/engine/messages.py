@@ -23,11 +23,19 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class Extend:
+    """Gives a request more time: `deadline_ns` as in ResolvedRequest."""
+
+    key: int
+    deadline_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown:
     """Ends the loop after the current step; open requests get no further word."""
 
 
-Command = Add | Abort | Shutdown
+Command = Add | Abort | Extend | Shutdown
 
 # --- reports: engine -> server ----------------------------------------------
 
@@ -43,11 +51,29 @@ class StateChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """The work done for a request that ended without Finished."""
+
+    key: int
+    completion_tokens: int
+    forward_passes: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """All events of one engine step, in order, and the counters after it."""
 
     events: tuple[tuple[int, Event], ...]
     statistics: Statistics
+    spent: tuple[Spent, ...] = ()
 
 
 Report = StateChanged | StepReport
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The worker is gone. by_itself: of its own doing, not killed from outside."""
+
+    reason: str
+    by_itself: bool

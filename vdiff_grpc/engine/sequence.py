@@ -18,11 +18,12 @@ import numpy as np
 from vdiff_grpc.engine.attention import CAUSAL, FULL, MaskRule, block_causal
 from vdiff_grpc.engine.caches.row_cache import RowCache
 from vdiff_grpc.engine.columns import Action, Bools, Columns, Floats, Ints, Variant
-from vdiff_grpc.engine.text import TextStream
+from vdiff_grpc.engine.text import TextEnd, TextStream
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
     AttentionPattern,
     CanvasSnapshot,
+    FinishReason,
     ModelInfo,
     Output,
     ResolvedRequest,
@@ -226,13 +227,29 @@ class Sequence:
             position = int(self.generated[self.text.num_pushed])
             if self.state[position] != State.COMMITTED:
                 return
-            self.text.push(
-                int(self.ids[position]),
-                position,
-                int(self.commit_steps[position]),
-                float(self.confidences[position]),
-                self.top_tokens.get(position),
-            )
+            self.text.push(*self._column(position))
+
+    def interrupt(self) -> None:
+        """Ends the row as PARTIAL, with all that is filled, whatever might have changed.
+
+        Each hole's text is what is filled from its beginning without a gap.
+        """
+        while not self.finished:
+            hole_end = self.text.hole_ends[len(self.text.hole_texts)]
+            open_positions = self.generated[self.text.num_pushed : hole_end]
+            filled = self.state[open_positions] == State.COMMITTED
+            whole = bool(filled.all())
+            num_first = len(filled) if whole else int(filled.argmin())
+            for position in open_positions[:num_first].tolist():
+                self.text.push(*self._column(position))
+            if whole or self.finished:
+                continue
+            for position in open_positions[filled][num_first:].tolist():
+                if int(self.ids[position]) in self.text.end_ids:
+                    break
+                self.text.push_apart(*self._column(position))
+            self.text.leave_hole()
+        self.text.end = TextEnd(FinishReason.PARTIAL, None)
 
     def advance(self, *, block_done: bool) -> bool:
         """On to the next step, and to the next block when this one is done: then True."""
@@ -274,6 +291,16 @@ class Sequence:
             remasked=self.num_remasked,
             revised=self.num_revised,
             canvas=tuple(self.ids.tolist()),
+        )
+
+    def _column(self, position: int) -> tuple[int, int, int, float, TopTokens | None]:
+        """What is told of a filled position."""
+        return (
+            int(self.ids[position]),
+            position,
+            int(self.commit_steps[position]),
+            float(self.confidences[position]),
+            self.top_tokens.get(position),
         )
 
     def _in_state(self, positions: Ints, state: State) -> Ints:

@@ -104,6 +104,21 @@ class TextStream:
         """All whose text is certain."""
         return _tokens(self._certain)
 
+    def push_apart(
+        self, token: int, position: int, step: int, confidence: float, top: TopTokens | None
+    ) -> None:
+        """A token behind a gap in the current hole: told with the others, no part of the text."""
+        data = self.tokenizer.token_bytes(token) if self.tokenizer else b""
+        offset = len(self._seen)
+        self._waiting.append(_Column(token, position, step, confidence, data, offset, top))
+
+    def leave_hole(self) -> None:
+        """The current hole stays as it is; with the last one the output ends as PARTIAL."""
+        self.num_pushed = self.hole_ends[len(self.hole_texts)]
+        self._finish_hole()
+        if len(self.hole_texts) == len(self.hole_ends):
+            self.end = TextEnd(FinishReason.PARTIAL, None)
+
     def take_new(self) -> list[Committed]:
         """What has become certain since the last call."""
         new, self._new = self._new, []

@@ -88,6 +88,7 @@ class Request:
     request_id: str = ""
     granularity: Granularity = Granularity.NONE
     stride: int = 1
+    partial_on_deadline: bool = False
 
 
 # --- what the engine is given -----------------------------------------------
@@ -147,6 +148,7 @@ class ResolvedRequest:
     stride: int
     arrival_ns: int
     deadline_ns: int | None = None
+    partial_on_deadline: bool = False
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -197,6 +199,7 @@ class Tokens:
 class FinishReason(enum.Enum):
     STOP = "stop"
     LENGTH = "length"
+    PARTIAL = "partial"
 
 
 class UpdateKind(enum.Enum):
@@ -306,8 +309,7 @@ class ModelInfo:
     shift: logits of position p - shift predict position p.
     block_length: of a block-causal model's attention; its blocks begin at multiples of it.
     prefix_ids, suffix_ids: what the model wants around a text.
-    auxiliary, auxiliary_positions: name of the autoregressive model beside it, empty when there
-    is none, and the longest canvas it can read.
+    auxiliary, auxiliary_positions: name and longest canvas of the autoregressive model beside it.
     """
 
     name: str
@@ -391,6 +393,7 @@ class EngineConfig:
     max_canvas_tokens: int = 0
     max_n: int = 8
     max_request_time_s: float = 600.0
+    max_queue_time_s: float = 60.0
     default_max_new_tokens: int = 128
     default_block_length: int = 32
     served_names: tuple[str, ...] = field(default=())

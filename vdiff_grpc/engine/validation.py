@@ -215,6 +215,7 @@ def resolve(
         stride=request.stride,
         arrival_ns=arrival,
         deadline_ns=arrival + int(limits.max_request_time_s * 1e9),
+        partial_on_deadline=request.partial_on_deadline,
     )
 
 

@@ -13,6 +13,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Protocol
 
@@ -20,16 +21,20 @@ from vdiff_grpc.engine.messages import (
     Abort,
     Add,
     Command,
+    Ended,
+    Extend,
     Report,
     Shutdown,
     StateChanged,
     StepReport,
 )
+from vdiff_grpc.engine.pulse import Pulse
 from vdiff_grpc.engine.types import EngineConfig, EngineState, Event, Failed
 from vdiff_grpc.errors import CheckpointError, QueueFullError
 
 if TYPE_CHECKING:
     from vdiff_grpc.engine.engine import Engine
+    from vdiff_grpc.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +43,12 @@ Send = Callable[[Report], None]
 
 
 class EngineWorker(Protocol):
-    """What the server holds in its hand."""
+    """What the server holds in its hand.
+
+    pulse: may be read at any time, also after the engine's end.
+    """
+
+    pulse: Pulse
 
     def start(self) -> None:
         """Returns at once; states are reported."""
@@ -50,13 +60,22 @@ class EngineWorker(Protocol):
         """Ends after the current step, by force after `timeout_s`. `on_exit` is not called."""
         ...
 
+    def kill(self) -> None:
+        """Ends at once, wherever it is; `on_exit` is called. A thread cannot be ended so."""
+        ...
 
-def run_loop(config: EngineConfig, inbox: Inbox, send: Send) -> None:
-    """Loads, warms up, and serves until Shutdown. A failed load is reported as ERROR."""
+
+def run_loop(config: EngineConfig, inbox: Inbox, send: Send, pulse: Pulse) -> None:
+    """Loads, warms up, and serves until Shutdown.
+
+    A failed load is reported as ERROR, and so is what leaves the device unusable.
+    """
     send(StateChanged(EngineState.LOADING))
     try:
         from vdiff_grpc.engine.engine import Engine
+        from vdiff_grpc.engine.faults import Faults
 
+        faults = Faults.from_environment(os.environ)
         engine = Engine(config)
         send(StateChanged(EngineState.WARMING_UP))
         engine.warm_up()
@@ -70,15 +89,34 @@ def run_loop(config: EngineConfig, inbox: Inbox, send: Send) -> None:
     model = engine.model
     dtype = str(model.dtype).removeprefix("torch.")
     send(StateChanged(EngineState.READY, device=str(model.device), dtype=dtype))
+
+    def before_step(rows: Rows[Sequence]) -> None:
+        pulse.begin(row.key for row in rows)
+        faults.strike(rows)
+
+    engine.before_step = before_step
     while True:
-        events: list[tuple[int, Event]] = []
         commands = _take(inbox, wait=not engine.has_work)
         if any(isinstance(command, Shutdown) for command in commands):
             return
-        for command in commands:
-            _apply(engine, command, events)
-        events += engine.step()
-        send(StepReport(tuple(events), engine.statistics))
+        pulse.begin(command.key for command in commands if isinstance(command, Add))
+        try:
+            report = _step(engine, commands)
+        except Exception as error:
+            logger.exception("the engine cannot go on")
+            what = (str(error).splitlines() or [""])[0]
+            send(StateChanged(EngineState.ERROR, f"{type(error).__name__}: {what}"))
+            return
+        pulse.end()
+        send(report)
+
+
+def _step(engine: Engine, commands: list[Command]) -> StepReport:
+    events: list[tuple[int, Event]] = []
+    for command in commands:
+        _apply(engine, command, events)
+    events += engine.step()
+    return StepReport(tuple(events), engine.statistics, engine.take_spent())
 
 
 def _take(inbox: Inbox, *, wait: bool) -> list[Command]:
@@ -100,6 +138,8 @@ def _apply(engine: Engine, command: Command, events: list[tuple[int, Event]]) ->
                 events.append((key, Failed(error)))
         case Abort(key):
             engine.abort(key)
+        case Extend(key, deadline_ns):
+            engine.extend(key, deadline_ns)
 
 
 class EngineThread:
@@ -109,7 +149,7 @@ class EngineThread:
         self,
         config: EngineConfig,
         on_report: Callable[[Report], None],
-        on_exit: Callable[[str], None],
+        on_exit: Callable[[Ended], None],
         configure: Callable[[], None] | None = None,
     ) -> None:
         self._config = config
@@ -117,6 +157,7 @@ class EngineThread:
         self._on_exit = on_exit
         self._inbox: Inbox = queue.SimpleQueue()
         self._stopping = False
+        self.pulse = Pulse(multiprocessing.get_context("spawn"), config.max_running_rows)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -131,15 +172,18 @@ class EngineThread:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
+    def kill(self) -> None:
+        """Does nothing: see EngineWorker."""
+
     def _run(self) -> None:
         reason = "the engine's loop returned"
         try:
-            run_loop(self._config, self._inbox, self._on_report)
+            run_loop(self._config, self._inbox, self._on_report, self.pulse)
         except Exception as error:
             logger.exception("the engine's loop failed")
             reason = f"{type(error).__name__}: {error}"
         if not self._stopping:
-            self._on_exit(reason)
+            self._on_exit(Ended(reason, by_itself=True))
 
 
 class EngineProcess:
@@ -149,7 +193,7 @@ class EngineProcess:
         self,
         config: EngineConfig,
         on_report: Callable[[Report], None],
-        on_exit: Callable[[str], None],
+        on_exit: Callable[[Ended], None],
         configure: Callable[[], None] | None = None,
     ) -> None:
         """configure: picklable; run first in the new process, to set up its logging."""
@@ -158,8 +202,12 @@ class EngineProcess:
         self._stopping = False
         context = multiprocessing.get_context("spawn")
         self._connection, self._theirs = context.Pipe()
+        self.pulse = Pulse(context, config.max_running_rows)
         self._process = context.Process(
-            target=_child, args=(config, self._theirs, configure), name="vdiff-engine", daemon=True
+            target=_child,
+            args=(config, self._theirs, self.pulse, configure),
+            name="vdiff-engine",
+            daemon=True,
         )
         self._reader = threading.Thread(target=self._read, name="engine-reports", daemon=True)
         self._lock = threading.Lock()
@@ -193,6 +241,10 @@ class EngineProcess:
         self._reader.join(timeout_s)
         self._connection.close()
 
+    def kill(self) -> None:
+        if self._process.pid is not None:
+            self._process.kill()
+
     def _read(self) -> None:
         while True:
             try:
@@ -205,14 +257,18 @@ class EngineProcess:
             self._on_exit(_describe_exit(self._process.exitcode))
 
 
-def _describe_exit(code: int | None) -> str:
+def _describe_exit(code: int | None) -> Ended:
     if code is not None and code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit code {code}"
+        number = signal.Signals(-code)
+        return Ended(f"killed by {number.name}", number is not signal.SIGKILL)
+    return Ended(f"exit code {code}", by_itself=True)
 
 
 def _child(
-    config: EngineConfig, connection: Connection, configure: Callable[[], None] | None
+    config: EngineConfig,
+    connection: Connection,
+    pulse: Pulse,
+    configure: Callable[[], None] | None,
 ) -> None:
     """The process's main: two threads for the pipe, the loop in between."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -227,9 +283,11 @@ def _child(
     sender = threading.Thread(target=_send_all, args=(connection, outbox), daemon=True)
     sender.start()
     threading.Thread(target=_receive_all, args=(connection, inbox), daemon=True).start()
-    run_loop(config, inbox, outbox.put)
+    run_loop(config, inbox, outbox.put, pulse)
     outbox.put(None)
     sender.join()
+    # Without the interpreter's own clean-up, in which a broken device can hang.
+    os._exit(0)
 
 
 def _send_all(connection: Connection, outbox: queue.SimpleQueue[Report | None]) -> None:

@@ -7,8 +7,10 @@ our services follows the engine; the empty name is SERVING for as long as the ev
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import signal
+from dataclasses import fields
 from functools import partial
 
 from grpc import aio
@@ -16,12 +18,17 @@ from grpc import aio
 from vdiff_grpc import v1
 from vdiff_grpc.config import ServerConfig
 from vdiff_grpc.errors import CheckpointError, VdiffError
+from vdiff_grpc.keys import KeyFileError, KeyRing
 from vdiff_grpc.server import logs
 from vdiff_grpc.server.async_engine import AsyncEngine
-from vdiff_grpc.server.health import Health, add_reflection
+from vdiff_grpc.server.auth import Gatekeeper
+from vdiff_grpc.server.health import Health, add_channelz, add_reflection
 from vdiff_grpc.server.interceptors import CallInterceptor
+from vdiff_grpc.server.rate_limit import RateLimits
+from vdiff_grpc.server.runs import Care
 from vdiff_grpc.server.service import VERSION, GenerationService, ModelService
 from vdiff_grpc.server.supervisor import EngineKind
+from vdiff_grpc.server.tls import Certificates, TlsError, TlsFiles
 
 logger = logging.getLogger(__name__)
 
@@ -39,28 +46,34 @@ class Server:
     """One server: `start`, `ready`, then `drain` and `stop`. Made and used on one event loop."""
 
     def __init__(self, config: ServerConfig, *, engine: EngineKind = "process") -> None:
+        """Raises KeyFileError or TlsError."""
         self.config = config
         self.address = ""
         self._changed = asyncio.Event()
         self._ready = asyncio.Event()
         self._failed = asyncio.Event()
         self._calls = CallInterceptor()
+        ring = KeyRing(config.api_keys) if config.api_keys else None
+        self._gatekeeper = Gatekeeper(ring, RateLimits())
+        self._certificates = _certificates(config)
         self._engine = AsyncEngine(
             config.engine_config(),
+            Care(**{option.name: getattr(config, option.name) for option in fields(Care)}),
             kind=engine,
             configure=partial(logs.configure, config.log_format, config.log_level),
-            max_pending_events=config.max_pending_events,
             on_change=self._changed.set,
         )
         self._grpc = aio.server(
-            interceptors=[self._calls],
+            interceptors=[self._gatekeeper, self._calls],
             options=[
                 # On by default: a second server would silently share the port.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.enable_channelz", int(config.channelz)),
                 ("grpc.max_send_message_length", -1),
                 # gRPC's own answer to a client's keep-alive on a silent call is to end it
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                *_connection_age(config),
             ],
         )
         self._health = Health(self._grpc)
@@ -68,15 +81,18 @@ class Server:
 
     async def start(self) -> None:
         """Listens and begins to load. Raises AddressError or CheckpointError."""
-        generation, model = GenerationService(self._engine), ModelService(self._engine)
+        generation, model = GenerationService(self._engine), ModelService(self._engine, self.config)
         v1.add_GenerationServiceServicer_to_server(generation, self._grpc)
         v1.add_ModelServiceServicer_to_server(model, self._grpc)
         if self.config.reflection:
             add_reflection(self._grpc)
+        if self.config.channelz:
+            add_channelz(self._grpc)
         self._listen()
         await self._health.set_ready(False)
         await self._grpc.start()
         logger.info("listening on %s, loading %s", self.address, self.config.model)
+        self._warn_of_open_doors()
         self._follower = asyncio.create_task(self._follow_engine())
         try:
             await self._engine.start()
@@ -129,7 +145,11 @@ class Server:
         host, port = self.config.host, self.config.port
         shown = f"[{host}]" if ":" in host else host
         try:
-            port = self._grpc.add_insecure_port(f"{shown}:{port}")
+            if self._certificates is None:
+                port = self._grpc.add_insecure_port(f"{shown}:{port}")
+            else:
+                credentials = self._certificates.credentials()
+                port = self._grpc.add_secure_port(f"{shown}:{port}", credentials)
         except RuntimeError:
             port = 0
         if port == 0:
@@ -138,6 +158,15 @@ class Server:
                 "is not one of this machine; see --host and --port"
             )
         self.address = f"{shown}:{port}"
+
+    def _warn_of_open_doors(self) -> None:
+        config = self.config
+        if _is_loopback(config.host):
+            return
+        if config.api_keys and self._certificates is None:
+            logger.warning("API keys cross the network in the clear: see --tls-cert")
+        if not (config.api_keys or config.tls_client_ca):
+            logger.warning("whoever reaches %s may use it: see --api-keys", self.address)
 
     async def _follow_engine(self) -> None:
         while True:
@@ -159,7 +188,11 @@ async def serve(config: ServerConfig) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: (told_again if told.is_set() else told).set())
-    server = Server(config)
+    try:
+        server = Server(config)
+    except (KeyFileError, TlsError) as error:
+        logger.error("%s", error)
+        return 1
     life = asyncio.create_task(_live(server, told))
     hurry = asyncio.create_task(told_again.wait())
     await _first_of(life, hurry)
@@ -184,6 +217,30 @@ async def _live(server: Server, told: asyncio.Event) -> int:
     await server.drain()
     await server.stop()
     return 0
+
+
+def _connection_age(config: ServerConfig) -> list[tuple[str, int]]:
+    """gRPC's options for what is not 0, in milliseconds."""
+    ages = (
+        ("grpc.max_connection_age_ms", config.max_connection_age_s),
+        ("grpc.max_connection_age_grace_ms", config.max_connection_age_grace_s),
+    )
+    return [(option, max(1, round(age_s * 1e3))) for option, age_s in ages if age_s]
+
+
+def _certificates(config: ServerConfig) -> Certificates | None:
+    if not (config.tls_cert or config.tls_key or config.tls_client_ca):
+        return None
+    return Certificates(TlsFiles(config.tls_cert, config.tls_key, config.tls_client_ca))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 async def _first_of(one: asyncio.Task[object], other: asyncio.Task[object]) -> None:

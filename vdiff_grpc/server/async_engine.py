@@ -1,7 +1,7 @@
 """The engine as the event loop sees it: admission, one stream per request, counters.
 
 Knows no gRPC: any transport may call `submit`. Everything runs on the event loop; validation,
-which tokenises, runs in threads of its own.
+which tokenises, runs in threads of its own. Each request is a Run, which several calls may read.
 """
 
 from __future__ import annotations
@@ -14,30 +14,32 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from vdiff_grpc.engine import validation
-from vdiff_grpc.engine.messages import Abort, Add, StepReport
-from vdiff_grpc.engine.models import registry
+from vdiff_grpc.engine.messages import StepReport
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
     EngineConfig,
     EngineLimits,
     EngineState,
-    Failed,
-    Finished,
     ModelInfo,
     Prompt,
     Request,
+    ResolvedRequest,
     SamplingParams,
     Span,
     Statistics,
 )
 from vdiff_grpc.errors import EngineUnavailableError, QueueFullError
 from vdiff_grpc.server.request_stream import RequestStream
-from vdiff_grpc.server.supervisor import EngineKind, Supervisor
+from vdiff_grpc.server.run import Origin
+from vdiff_grpc.server.runs import Care, Runs
+from vdiff_grpc.server.served_model import ServedModel, total
+from vdiff_grpc.server.supervisor import EngineKind, Lost, Supervisor
 
 logger = logging.getLogger(__name__)
 
-_MAX_RETRY_AFTER_S = 30.0
 _MAX_ENCODING = 64
+_ANYONE = Origin()
+_NO_CARE = Care()
 _T = TypeVar("_T")
 
 
@@ -51,35 +53,34 @@ class AsyncEngine:
     def __init__(
         self,
         config: EngineConfig,
+        care: Care = _NO_CARE,
         *,
         kind: EngineKind = "process",
         configure: Callable[[], None] | None = None,
-        max_pending_events: int = 64,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.names = config.served_names
-        self.num_refused = 0
         self._config = config
-        self._max_pending_events = max_pending_events
         self._on_change = on_change
         self._supervisor = Supervisor(
             config,
             kind,
+            max_step_time_s=care.max_step_time_s,
+            max_load_time_s=care.max_load_time_s,
             configure=configure,
             on_step=self._stepped,
             on_lost=self._lost,
             on_change=on_change,
         )
-        self._model: _Model | None = None
+        self.runs = Runs(
+            config, care, self._supervisor.send, self._resolve, self._refuse_unless_ready
+        )
+        self._model: ServedModel | None = None
         self._leaving = False
         self._draining = False
-        self._streams: dict[int, RequestStream] = {}
-        self._next_key = 0
-        self._outstanding_rows = 0
         self._num_encoding = 0
         self._former = Statistics()  # of engines that have ended
         self._present = Statistics()
-        self._mean_service_s = 1.0
         self._validators = ThreadPoolExecutor(2, "validate")
 
     # --- life ---------------------------------------------------------------
@@ -89,7 +90,7 @@ class AsyncEngine:
 
         Raises CheckpointError.
         """
-        self._model = await asyncio.to_thread(_Model.read, self._config)
+        self._model = await asyncio.to_thread(ServedModel.read, self._config)
         await self._supervisor.start()
 
     def leave(self) -> None:
@@ -103,15 +104,13 @@ class AsyncEngine:
         self.leave()
 
     def end_open_requests(self, reason: str) -> None:
-        """Ends every open stream with EngineUnavailableError."""
-        for stream in list(self._streams.values()):
-            self._supervisor.send(Abort(stream.key))
-            self._end(stream, Failed(EngineUnavailableError(reason)))
+        """Ends every open request with EngineUnavailableError."""
+        self.runs.end_all(reason)
 
     async def stop(self, timeout_s: float = 5.0) -> None:
         """Ends the engine for good. What is open ends with EngineUnavailableError."""
         self.drain()
-        self.end_open_requests("the server has stopped")
+        self.runs.end_all("the server has stopped")
         # An engine that still loads would not look at its commands in that time.
         await self._supervisor.stop(timeout_s if self.state is EngineState.READY else 0.0)
         self._validators.shutdown(wait=False, cancel_futures=True)
@@ -167,39 +166,23 @@ class AsyncEngine:
     @property
     def statistics(self) -> Statistics:
         """Counters since the server's start, engines that have ended included."""
-        return _sum(self._former, self._present)
+        return total(self._former, self._present)
+
+    @property
+    def num_restarts(self) -> int:
+        return self._supervisor.num_restarts
 
     # --- requests -----------------------------------------------------------
 
-    async def submit(self, request: Request, deadline_ns: int | None = None) -> RequestStream:
-        """Admits a request at once or refuses it at once; whoever gets the stream closes it.
+    async def submit(
+        self, request: Request, deadline_ns: int | None = None, origin: Origin = _ANYONE
+    ) -> RequestStream:
+        """See Runs.submit."""
+        return await self.runs.submit(request, deadline_ns, origin)
 
-        deadline_ns: time.monotonic_ns() at which the caller no longer waits.
-        Raises InvalidRequestError, QueueFullError or EngineUnavailableError.
-        """
-        self._refuse_unless_ready()
-        model = self._known_model()
-        # One place is held meanwhile, so that the queue's limit bounds this work, too.
-        self._reserve(1)
-        try:
-            resolved = await self._in_thread(
-                validation.resolve, request, model.info, model.limits, model.tokenizer
-            )
-            self._refuse_unless_ready()
-            self._reserve(resolved.params.n - 1)
-        except BaseException:
-            self._outstanding_rows -= 1
-            raise
-        if deadline_ns is not None:
-            deadline_ns = min(deadline_ns, resolved.deadline_ns or deadline_ns)
-            resolved = dataclasses.replace(resolved, deadline_ns=deadline_ns)
-        self._next_key += 1
-        stream = RequestStream(
-            self._next_key, resolved, self._max_pending_events, self._reader_left
-        )
-        self._streams[stream.key] = stream
-        self._supervisor.send(Add(stream.key, resolved))
-        return stream
+    def cancel(self, group: str, request_id: str) -> bool:
+        """Ends the group's own requests of this id; whether there was one."""
+        return self.runs.cancel(group, request_id)
 
     async def encode(self, prompt: Prompt) -> tuple[list[int], list[Span]]:
         """A prompt's tokens, the mask id in a template's holes.
@@ -219,7 +202,7 @@ class AsyncEngine:
 
     # --- inside -------------------------------------------------------------
 
-    def _known_model(self) -> _Model:
+    def _known_model(self) -> ServedModel:
         if self._model is None:
             raise EngineUnavailableError("the model's description is still being read")
         return self._model
@@ -234,89 +217,27 @@ class AsyncEngine:
                 self._supervisor.retry_after_s,
             )
 
-    def _reserve(self, num_rows: int) -> None:
-        running, waiting = self._config.max_running_rows, self._config.max_waiting_rows
-        if self._outstanding_rows + num_rows > running + waiting:
-            self.num_refused += 1
-            raise QueueFullError(
-                f"no place for {num_rows} more rows beside {self._outstanding_rows} "
-                f"(max_running_rows {running} + max_waiting_rows {waiting})",
-                self._retry_after_s(),
-            )
-        self._outstanding_rows += num_rows
-
-    def _retry_after_s(self) -> float:
-        """With all rows busy one ends about every mean / rows seconds."""
-        next_end_s = self._mean_service_s / self._config.max_running_rows
-        return min(_MAX_RETRY_AFTER_S, max(0.1, next_end_s))
+    async def _resolve(self, request: Request) -> ResolvedRequest:
+        model = self._known_model()
+        return await self._in_thread(
+            validation.resolve, request, model.info, model.limits, model.tokenizer
+        )
 
     def _stepped(self, report: StepReport) -> None:
         self._present = report.statistics
-        for key, event in report.events:
-            stream = self._streams.get(key)
-            if stream is None:
-                continue  # its reader has left; the engine did not know yet
-            if isinstance(event, Finished):
-                service_s = (event.total_time_ns - event.queue_time_ns) / 1e9
-                self._mean_service_s += 0.2 * (service_s - self._mean_service_s)
-            if isinstance(event, Finished | Failed):
-                self._end(stream, event)
-            else:
-                stream.push(event)
+        self.runs.stepped(report)
 
-    def _end(self, stream: RequestStream, event: Finished | Failed) -> None:
-        del self._streams[stream.key]
-        self._outstanding_rows -= stream.request.params.n
-        stream.push(event)
-
-    def _reader_left(self, stream: RequestStream) -> None:
-        if stream.key in self._streams:
-            del self._streams[stream.key]
-            self._outstanding_rows -= stream.request.params.n
-            self._supervisor.send(Abort(stream.key))
-
-    def _lost(self, reason: str) -> None:
-        num_open = len(self._streams)
-        ended = _sum(self._former, self._present)
+    def _lost(self, lost: Lost) -> None:
+        ended = total(self._former, self._present)
         self._former = dataclasses.replace(
             ended,
-            requests_failed=ended.requests_failed + num_open,
+            requests_failed=ended.requests_failed + self.runs.num_open,
             running_rows=0,
             waiting_rows=0,
         )
         self._present = Statistics()
-        retry_after_s = self._supervisor.retry_after_s
-        for stream in list(self._streams.values()):
-            error = EngineUnavailableError(f"engine process ended: {reason}", retry_after_s)
-            self._end(stream, Failed(error))
+        self.runs.lost(lost, self._supervisor.retry_after_s)
 
     async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._validators, function, *arguments)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Model:
-    """What is known of the model before its weights are loaded."""
-
-    info: ModelInfo
-    limits: EngineLimits
-    tokenizer: Tokenizer | None
-    defaults: SamplingParams
-
-    @classmethod
-    def read(cls, config: EngineConfig) -> _Model:
-        name = config.served_names[0] if config.served_names else ""
-        info = registry.describe(config.model_path, name, config.aux_model_path)
-        limits = validation.limits_for(config, info)
-        tokenizer = Tokenizer.load(config.model_path)
-        return cls(info, limits, tokenizer, validation.defaults(info, limits))
-
-
-def _sum(one: Statistics, other: Statistics) -> Statistics:
-    return Statistics(
-        *(
-            getattr(one, counter.name) + getattr(other, counter.name)
-            for counter in dataclasses.fields(Statistics)
-        )
-    )

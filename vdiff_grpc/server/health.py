@@ -1,4 +1,4 @@
-"""Health and reflection, from grpcio's own packages. Knows nothing of the engine.
+"""Health, reflection and channelz, from grpcio's own packages. Knows nothing of the engine.
 
 '' is liveness: the event loop answers. The names of our services are readiness.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from grpc import aio
+from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio as health
@@ -49,6 +50,11 @@ class _Servicer(health.HealthServicer):
 
     async def List(self, request: object, context: object) -> Any:  # noqa: N802
         return health_pb2.HealthListResponse(statuses=self.listed)  # type: ignore[attr-defined]
+
+
+def add_channelz(server: aio.Server) -> None:
+    """Serves gRPC's own statistics of connections and calls."""
+    channelz.add_channelz_servicer(server)
 
 
 def add_reflection(server: aio.Server) -> None:

@@ -1,7 +1,7 @@
 """What every call of ours gets: an id, errors as statuses, one log line at its end.
 
-The servicers behind it are given a Call where gRPC would give its context. Health and reflection
-pass by untouched. Prompts and generated text never enter the log.
+The servicers behind it are given a Call where gRPC would give its context. The services
+that are not ours pass by uncounted. Prompts and generated text never enter the log.
 """
 
 from __future__ import annotations
@@ -12,16 +12,24 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
-from vdiff_grpc.errors import DeadlineError, EngineFaultError, InvalidRequestError, VdiffError
-from vdiff_grpc.server import status
+from vdiff_grpc.errors import (
+    DeadlineError,
+    EngineFaultError,
+    InvalidRequestError,
+    VdiffError,
+)
+from vdiff_grpc.keys import RIGHTS
+from vdiff_grpc.server import auth, logs, status
+from vdiff_grpc.server.borrowed import Broken, Handler, broken, guarded, lenient
 from vdiff_grpc.server.convert import requests
+from vdiff_grpc.server.rate_limit import Allowance
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +38,6 @@ _NO_DEADLINE_S = 1e8  # gRPC gives a far future where a caller gave no deadline
 _REQUEST_ID = "x-request-id"
 
 Context = aio.ServicerContext[Any, Any]
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its stubs alone
 
 
 @dataclass(slots=True)
@@ -39,12 +46,19 @@ class Call:
 
     rpc: str
     request_id: str
+    caller: str = ""  # the key's name, or the certificate's; empty: nobody has asked for one
+    rights: frozenset[str] = frozenset(RIGHTS)
+    peer: str = ""  # as gRPC names it: ipv4:127.0.0.1:53412
+    allowance: Allowance = field(default_factory=Allowance)
     deadline_ns: int | None = None  # time.monotonic_ns()
     model: str = ""
     tokens: int | None = None
     forwards: int | None = None
     queue_ms: float | None = None
     reason: str = ""  # finish reasons, or the error's
+
+    def may(self, right: str) -> bool:
+        return right in self.rights
 
 
 class CallInterceptor(aio.ServerInterceptor):
@@ -69,27 +83,31 @@ class CallInterceptor(aio.ServerInterceptor):
         if rpc in self._wrapped:
             return self._wrapped[rpc]
         handler = await continuation(handler_call_details)
-        if handler is None or not rpc.startswith(_OURS):
-            return handler
-        self._wrapped[rpc] = self._wrap(rpc.removeprefix(_OURS), handler)
+        if handler is None:
+            return None
+        ours = rpc.startswith(_OURS)
+        self._wrapped[rpc] = (
+            self._wrap(rpc.removeprefix(_OURS), handler) if ours else guarded(rpc, handler)
+        )
         return self._wrapped[rpc]
 
     def _wrap(self, rpc: str, handler: Handler) -> Handler:
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 self._streaming(rpc, handler.unary_stream),
-                handler.request_deserializer,
+                lenient(handler.request_deserializer),
                 handler.response_serializer,
             )
         return grpc.unary_unary_rpc_method_handler(
             self._unary(rpc, handler.unary_unary),
-            handler.request_deserializer,
+            lenient(handler.request_deserializer),
             handler.response_serializer,
         )
 
     def _unary(self, rpc: str, behaviour: Any) -> Any:
         async def answer(request: Message, call: Call, context: Context) -> Message:
             reply: Message = await behaviour(request, call)
+            await _name(call, context)
             return reply
 
         async def handle(request: Message, context: Context) -> Message | None:
@@ -102,8 +120,12 @@ class CallInterceptor(aio.ServerInterceptor):
             # Written here, not yielded: a caller who leaves is then always a CancelledError at
             # an await, and the generator's clean-up runs at once.
             replies: AsyncIterator[Message] = behaviour(request, call)
+            named = False
             async with aclosing(replies):  # type: ignore[type-var]
                 async for reply in replies:
+                    if not named:
+                        await _name(call, context)
+                        named = True
                     await context.write(reply)
 
         # gRPC takes a coroutine for a handler that writes for itself.
@@ -122,7 +144,7 @@ class CallInterceptor(aio.ServerInterceptor):
         self.num_open += 1
         self._idle.clear()
         arrival_ns = time.monotonic_ns()
-        call = Call(rpc, uuid.uuid4().hex)
+        call = _met(rpc, context)
         code = grpc.StatusCode.OK
         try:
             try:
@@ -131,12 +153,15 @@ class CallInterceptor(aio.ServerInterceptor):
             except status.EXPECTED as error:
                 code = status.code_of(error)
                 call.reason = _reason(error)
-                await context.abort_with_status(status.to_status(error))
+                if not isinstance(error, DeadlineError):
+                    call.allowance.refund()
+                await context.abort_with_status(status.to_status(error, _named(call)))
             except Exception:
                 fault = EngineFaultError(uuid.uuid4().hex[:12])
                 code, call.reason = status.code_of(fault), fault.reason
                 logger.exception("fault %s in %s, request %s", fault.fault_id, rpc, call.request_id)
-                await context.abort_with_status(status.to_status(fault))
+                call.allowance.refund()
+                await context.abort_with_status(status.to_status(fault, _named(call)))
         except asyncio.CancelledError:
             code = grpc.StatusCode.CANCELLED
             if call.deadline_ns is not None and time.monotonic_ns() >= call.deadline_ns:
@@ -148,19 +173,45 @@ class CallInterceptor(aio.ServerInterceptor):
                 self._idle.set()
             _log(call, code, time.monotonic_ns() - arrival_ns)
 
-    async def _introduce(self, call: Call, request: Message, context: Context) -> None:
-        """Names the call, tells the caller the name, and refuses what no handler could honour."""
+    async def _introduce(self, call: Call, request: Message | Broken, context: Context) -> None:
+        """Names the call, and refuses what no handler could honour."""
         metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
-        try:
-            call.request_id = requests.request_id(request, metadata)
-        finally:
-            await context.send_initial_metadata(((_REQUEST_ID, call.request_id),))
+        sent = None if isinstance(request, Broken) else request
+        call.request_id = requests.request_id(sent, metadata)
+        if isinstance(request, Broken):
+            raise broken()
         requests.refuse_unknown_fields(request)
         remaining_s = context.time_remaining()
         if remaining_s is not None and remaining_s < _NO_DEADLINE_S:
             if remaining_s <= 0:
                 raise DeadlineError("the deadline had passed when the call arrived")
             call.deadline_ns = time.monotonic_ns() + int(remaining_s * 1e9)
+
+
+def _met(rpc: str, context: Context) -> Call:
+    """A call of whom the gatekeeper has let in."""
+    visit = auth.visit()
+    caller = visit.caller
+    if caller is auth.ANONYMOUS:
+        caller = auth.certified(context) or caller
+    return Call(
+        rpc,
+        uuid.uuid4().hex,
+        caller=caller.name,
+        rights=caller.rights,
+        peer=context.peer(),
+        allowance=visit.allowance,
+    )
+
+
+def _named(call: Call) -> tuple[str, str]:
+    return (_REQUEST_ID, call.request_id)
+
+
+async def _name(call: Call, context: Context) -> None:
+    """Tells the caller the call's name. Not before the first reply: gRPC retries no call of which
+    anything has come, and a refusal has it in its trailing metadata."""
+    await context.send_initial_metadata((_named(call),))
 
 
 def _reason(error: VdiffError) -> str:
@@ -175,9 +226,10 @@ def _log(call: Call, code: grpc.StatusCode, total_ns: int) -> None:
     fields = {
         "request_id": call.request_id,
         "rpc": call.rpc,
-        "model": _one_line(call.model),
+        "caller": call.caller,
+        "model": logs.one_line(call.model),
         "code": code.name,
-        "reason": _one_line(call.reason),
+        "reason": logs.one_line(call.reason),
         "tokens": call.tokens,
         "forwards": call.forwards,
         "queue_ms": call.queue_ms,
@@ -186,8 +238,3 @@ def _log(call: Call, code: grpc.StatusCode, total_ns: int) -> None:
     given = {name: value for name, value in fields.items() if value not in (None, "")}
     level = logging.INFO if call.rpc.startswith("GenerationService") else logging.DEBUG
     logger.log(level, "request", extra={"fields": given})
-
-
-def _one_line(text: str) -> str:
-    """A peer's text, short and without characters that could forge a log line."""
-    return text[:128].encode("unicode_escape").decode("ascii")

@@ -18,6 +18,11 @@ def configure(log_format: str, log_level: str) -> None:
     logger.propagate = False
 
 
+def one_line(text: str) -> str:
+    """A peer's text, short and without characters that could forge a log line."""
+    return text[:128].encode("unicode_escape").decode("ascii")
+
+
 class _Formatter(logging.Formatter):
     default_msec_format = "%s.%03dZ"
     default_time_format = "%Y-%m-%dT%H:%M:%S"
@@ -30,7 +35,12 @@ class _TextFormatter(_Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         pairs = (f"{name}={_word(value)}" for name, value in _fields(record).items())
-        return " ".join((super().formatMessage(record), *pairs))
+        return _printable(" ".join((super().formatMessage(record), *pairs)))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        # Set off, so that no text inside can be taken for a line of ours.
+        lines = super().formatException(ei).splitlines()
+        return "\n".join(f"  | {_printable(line)}" for line in lines)
 
 
 class _JsonFormatter(_Formatter):
@@ -50,7 +60,15 @@ class _JsonFormatter(_Formatter):
 def _word(value: object) -> str:
     """Quoted where it could be taken for two fields."""
     text = str(value)
-    return json.dumps(text) if " " in text or '"' in text else text
+    return json.dumps(text) if " " in text or '"' in text or not text.isprintable() else text
+
+
+def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -85,6 +85,13 @@ class RequestStream:
             raise event.error
         return event
 
+    def missed(self) -> list[Event]:
+        """All that waits, merged as for a slow reader; it goes on waiting."""
+        for waiting in self._pending:
+            self._put_back(waiting)
+        self._pending.clear()
+        return [event for backlog in self._backlogs.values() for event in backlog.events()]
+
     async def finished(self) -> Finished:
         """Waits for the end, passing over all else."""
         async for event in self:

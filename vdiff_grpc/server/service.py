@@ -16,12 +16,14 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from vdiff_grpc import v1
+from vdiff_grpc.config import ServerConfig
 from vdiff_grpc.engine import types
 from vdiff_grpc.errors import ModelNotFoundError
 from vdiff_grpc.server.async_engine import AsyncEngine
 from vdiff_grpc.server.convert import replies, requests
 from vdiff_grpc.server.interceptors import Call
 from vdiff_grpc.server.request_stream import RequestStream
+from vdiff_grpc.server.run import Origin
 
 # Beyond this, decoding could hold up the event loop for more than a millisecond.
 _LARGE_BYTES = 64 * 1024
@@ -58,6 +60,12 @@ class GenerationService(v1.GenerationServiceServicer):
                     _note(call, event)
                 yield replies.stream_response(stream.request, event)
 
+    async def CancelRequest(  # type: ignore[override]  # noqa: N802
+        self, request: v1.CancelRequestRequest, call: Call
+    ) -> v1.CancelRequestResponse:
+        request_id = requests.cancelled_id(request)
+        return v1.CancelRequestResponse(cancelled=self._engine.cancel(_group(call), request_id))
+
     async def _submit(
         self,
         spec: v1.GenerationSpec,
@@ -71,14 +79,17 @@ class GenerationService(v1.GenerationServiceServicer):
             request = await _converted(
                 requests.request_of, spec, call.request_id, granularity, stride
             )
-            return await self._engine.submit(request, call.deadline_ns)
+            return await self._engine.submit(
+                request, call.deadline_ns, _origin(call, is_named=bool(spec.request_id))
+            )
 
 
 class ModelService(v1.ModelServiceServicer):
     """Says what is served, and how it fares."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, config: ServerConfig) -> None:
         self._engine = engine
+        self._limits = replies.own_limits(config)
         self._start_time = Timestamp()
         self._start_time.GetCurrentTime()
         self._start_ns = time.monotonic_ns()
@@ -89,7 +100,7 @@ class ModelService(v1.ModelServiceServicer):
         _refuse_other_models(self._engine, request.model)
         engine = self._engine
         tokenizer = engine.tokenizer
-        return replies.model_info_response(
+        response = replies.model_info_response(
             engine.info,
             engine.names,
             engine.limits,
@@ -97,11 +108,15 @@ class ModelService(v1.ModelServiceServicer):
             has_tokenizer=tokenizer is not None,
             has_chat_template=tokenizer is not None and tokenizer.has_chat_template,
         )
+        response.limits.MergeFrom(self._limits)
+        return response
 
     async def GetServerInfo(  # type: ignore[override]  # noqa: N802
         self, request: v1.GetServerInfoRequest, call: Call
     ) -> v1.GetServerInfoResponse:
         engine = self._engine
+        all_used, inspects = engine.runs.usage.callers, call.may("inspect")
+        own = {call.caller: all_used[call.caller]} if call.caller in all_used else {}
         return v1.GetServerInfoResponse(
             version=VERSION,
             state=replies.engine_state(engine.state, draining=engine.leaving),
@@ -111,7 +126,11 @@ class ModelService(v1.ModelServiceServicer):
             device=engine.device,
             dtype=engine.dtype,
             model=engine.names[0],
-            statistics=replies.statistics(engine.statistics, engine.num_refused),
+            statistics=replies.statistics(engine.statistics, engine.runs.num_refused)
+            if inspects
+            else None,
+            usage=replies.usage(all_used if inspects else own),
+            engine_restarts=engine.num_restarts,
         )
 
     async def CountTokens(  # type: ignore[override]  # noqa: N802
@@ -121,6 +140,19 @@ class ModelService(v1.ModelServiceServicer):
         prompt = await _converted(requests.prompt_of, request)
         ids, spans = await self._engine.encode(prompt)
         return replies.count_tokens_response(ids, spans)
+
+
+def _group(call: Call) -> str:
+    """Who shares request ids and limits: a key, or without keys an address."""
+    return call.caller or call.peer.rpartition(":")[0]
+
+
+def _origin(call: Call, *, is_named: bool) -> Origin:
+    def charge(request: types.ResolvedRequest) -> None:
+        generated = request.params.n * request.params.max_new_tokens
+        call.allowance.charge(request.num_prompt_tokens + generated)
+
+    return Origin(call.caller, _group(call), is_named, charge, call.allowance.settle)
 
 
 async def _converted(convert: Callable[..., _T], message: Message, *more: object) -> _T:

@@ -5,6 +5,8 @@ A status travels in HTTP/2 trailers, which peers cut off at 8 KiB: texts and lis
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import grpc
 from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
@@ -13,12 +15,20 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from vdiff_grpc.errors import (
+    CallerLimitError,
     DeadlineError,
     EngineFaultError,
     EngineUnavailableError,
     InvalidRequestError,
     ModelNotFoundError,
+    PermissionDeniedError,
+    QuarantinedError,
     QueueFullError,
+    QueueTimeoutError,
+    RateLimitError,
+    RequestCancelledError,
+    RequestIdConflictError,
+    UnauthenticatedError,
     VdiffError,
 )
 
@@ -27,7 +37,15 @@ DOMAIN = "vdiff"
 _CODES: dict[type[VdiffError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     ModelNotFoundError: grpc.StatusCode.NOT_FOUND,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
+    RateLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    QueueTimeoutError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    CallerLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    RequestIdConflictError: grpc.StatusCode.ALREADY_EXISTS,
+    RequestCancelledError: grpc.StatusCode.CANCELLED,
+    QuarantinedError: grpc.StatusCode.FAILED_PRECONDITION,
     EngineUnavailableError: grpc.StatusCode.UNAVAILABLE,
     DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     EngineFaultError: grpc.StatusCode.INTERNAL,
@@ -36,8 +54,26 @@ _CODES: dict[type[VdiffError], grpc.StatusCode] = {
 # What may reach a caller as itself; anything else is a fault of ours.
 EXPECTED = tuple(_CODES)
 
+# They say when to come back.
+_RETRIED = (
+    QueueFullError,
+    QueueTimeoutError,
+    CallerLimitError,
+    RateLimitError,
+    EngineUnavailableError,
+)
+_PUSHBACK = "grpc-retry-pushback-ms"
 _MAX_MESSAGE_BYTES = 512
 _MAX_VIOLATIONS_BYTES = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class _Status(grpc.Status):
+    """What gRPC's abort_with_status reads."""
+
+    code: grpc.StatusCode
+    details: str
+    trailing_metadata: tuple[tuple[str, str | bytes], ...]
 
 
 def code_of(error: VdiffError) -> grpc.StatusCode:
@@ -45,14 +81,18 @@ def code_of(error: VdiffError) -> grpc.StatusCode:
     return _CODES[type(error)]
 
 
-def to_status(error: VdiffError) -> grpc.Status:
-    """The status to abort a call with."""
+def to_status(error: VdiffError, *metadata: tuple[str, str]) -> grpc.Status:
+    """The status to abort a call with. metadata: to go with it."""
     code = code_of(error)
     message = _cut(str(error), _MAX_MESSAGE_BYTES)
     details = [_packed(detail) for detail in _details(error, message)]
-    return rpc_status.to_status(
+    packed = rpc_status.to_status(
         status_pb2.Status(code=code.value[0], message=message, details=details)
     )
+    if isinstance(error, EngineUnavailableError):
+        # gRPC's own retries, in every language, wait as long as this says (gRFC A6).
+        metadata += ((_PUSHBACK, str(round(error.retry_after_s * 1e3))),)
+    return _Status(code, message, (*packed.trailing_metadata, *metadata))
 
 
 def _details(error: VdiffError, message: str) -> list[Message]:
@@ -62,10 +102,11 @@ def _details(error: VdiffError, message: str) -> list[Message]:
         info.metadata["fault_id"] = error.fault_id
     if isinstance(error, InvalidRequestError):
         details.append(_bad_request(error))
-    if isinstance(error, QueueFullError):
-        violation = error_details_pb2.QuotaFailure.Violation(subject="rows", description=message)
-        details.append(error_details_pb2.QuotaFailure(violations=[violation]))
-    if isinstance(error, QueueFullError | EngineUnavailableError):
+    if isinstance(error, QueueFullError | QueueTimeoutError):
+        details.append(_quota_failure("rows", message))
+    if isinstance(error, RateLimitError | CallerLimitError):
+        details.append(_quota_failure(error.subject, message))
+    if isinstance(error, _RETRIED):
         delay = Duration()
         delay.FromMilliseconds(round(error.retry_after_s * 1e3))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
@@ -83,6 +124,11 @@ def _bad_request(error: InvalidRequestError) -> error_details_pb2.BadRequest:
             break
         bad_request.field_violations.append(entry)
     return bad_request
+
+
+def _quota_failure(subject: str, message: str) -> error_details_pb2.QuotaFailure:
+    violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=message)
+    return error_details_pb2.QuotaFailure(violations=[violation])
 
 
 def _packed(message: Message) -> any_pb2.Any:

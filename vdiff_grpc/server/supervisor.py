@@ -10,11 +10,12 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeVar
 
 from vdiff_grpc.engine import worker
-from vdiff_grpc.engine.messages import Command, Report, StateChanged, StepReport
+from vdiff_grpc.engine.messages import Command, Ended, Report, StateChanged, StepReport
 from vdiff_grpc.engine.types import EngineConfig, EngineState
 
 logger = logging.getLogger(__name__)
@@ -23,14 +24,24 @@ EngineKind = Literal["process", "thread"]
 
 _FIRST_DELAY_S = 0.5
 _MAX_DELAY_S = 30.0
+_WORTH = 4.0  # an engine that served for so many delays was worth starting
 _Said = TypeVar("_Said")
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The engine has ended. keys: the requests of the step in which it ended by itself."""
+
+    reason: str
+    keys: frozenset[int]
 
 
 class Supervisor:
     """Owns the worker.
 
-    configure: run first in the engine's process. on_step: every StepReport. on_lost: the engine
-    has ended, with why. on_change: `state` or `detail` is another. An engine that never became
+    max_step_time_s, max_load_time_s: an engine that takes longer is killed; 0: never. A thread
+    cannot be. configure: run first in the engine's process. on_step: every StepReport. on_lost:
+    the engine has ended. on_change: `state` or `detail` is another. An engine that never became
     READY is not started again: see `failed`.
     """
 
@@ -39,9 +50,11 @@ class Supervisor:
         config: EngineConfig,
         kind: EngineKind,
         *,
+        max_step_time_s: float,
+        max_load_time_s: float,
         configure: Callable[[], None] | None,
         on_step: Callable[[StepReport], None],
-        on_lost: Callable[[str], None],
+        on_lost: Callable[[Lost], None],
         on_change: Callable[[], None],
     ) -> None:
         self.state = EngineState.UNINITIALIZED
@@ -50,6 +63,9 @@ class Supervisor:
         self.dtype = ""
         self._config = config
         self._kind = kind
+        self._max_step_time_s = max_step_time_s
+        self._max_load_time_s = max_load_time_s
+        self.num_restarts = 0
         self._configure = configure
         self._on_step = on_step
         self._on_lost = on_lost
@@ -61,6 +77,7 @@ class Supervisor:
         self._ever_ready = False
         self._stopping = False
         self._restart: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     @property
     def failed(self) -> bool:
@@ -92,6 +109,8 @@ class Supervisor:
             self._configure,
         )
         self._set_state(EngineState.LOADING)
+        if self._kind == "process":
+            self._watch = loop.create_task(self._watch_over(self._worker, generation))
         await asyncio.to_thread(self._worker.start)
 
     def send(self, command: Command) -> None:
@@ -103,9 +122,10 @@ class Supervisor:
     async def stop(self, timeout_s: float) -> None:
         """Ends the engine for good."""
         self._stopping = True
-        if self._restart is not None:
-            self._restart.cancel()
-            await asyncio.gather(self._restart, return_exceptions=True)
+        for task in (self._restart, self._watch):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self._worker is not None:
             await asyncio.to_thread(self._worker.stop, timeout_s)
 
@@ -115,7 +135,7 @@ class Supervisor:
         if isinstance(report, StepReport):
             self._on_step(report)
         elif report.state is EngineState.ERROR:
-            self._lost(report.detail)
+            self._lost(Ended(report.detail, by_itself=True))
         else:
             self._state_changed(report)
 
@@ -126,18 +146,40 @@ class Supervisor:
             self.device, self.dtype = report.device, report.dtype
         self._set_state(report.state, report.detail)
 
-    def _ended(self, generation: int, reason: str) -> None:
+    def _ended(self, generation: int, ended: Ended) -> None:
         if generation == self._generation and not self._stopping:
-            self._lost(reason)
+            self._lost(ended)
 
-    def _lost(self, reason: str) -> None:
+    async def _watch_over(self, engine: worker.EngineWorker, generation: int) -> None:
+        """Kills an engine that hangs."""
+        limits = [limit for limit in (self._max_step_time_s, self._max_load_time_s) if limit]
+        if not limits:
+            return
+        began = time.monotonic()
+        while generation == self._generation:
+            await asyncio.sleep(min(1.0, *(limit / 4 for limit in limits)))
+            step_s, what, limit = engine.pulse.step_s, "step", self._max_step_time_s
+            if self._ready_at is None:
+                step_s, what, limit = time.monotonic() - began, "load", self._max_load_time_s
+            if generation == self._generation and limit and step_s > limit:
+                reason = f"it hung: max_{what}_time_s is {limit:g}, and {step_s:.3g} s had passed"
+                # the keys are read before the process and what it says can be gone
+                self._lost(Ended(reason, by_itself=True))
+                engine.kill()
+
+    def _lost(self, ended: Ended) -> None:
         """The present worker is of no more use: says why, and starts another one later."""
         self._generation += 1
-        if self._ready_at is not None and time.monotonic() - self._ready_at > _MAX_DELAY_S:
-            self._failures = 0
+        reason, keys = ended.reason, frozenset[int]()
+        if ended.by_itself and self._worker is not None:
+            keys = self._worker.pulse.keys
+        if self._ready_at is not None:
+            lived_s = time.monotonic() - self._ready_at
+            if lived_s > _WORTH * self._delay_s():  # no crash loop
+                self._failures = 0
         self._ready_at = None
         self._set_state(EngineState.ERROR, reason)
-        self._on_lost(reason)
+        self._on_lost(Lost(reason, keys))
         if not self._ever_ready:
             logger.error("the engine could not be loaded: %s", reason)
             return
@@ -151,11 +193,12 @@ class Supervisor:
         former, self._worker = self._worker, None
         if former is not None:
             await asyncio.to_thread(former.stop, 1.0)
+        self.num_restarts += 1
         try:
             await self.start()
         except Exception as error:
             logger.exception("the engine could not be started")
-            self._lost(repr(error))
+            self._lost(Ended(repr(error), by_itself=False))
 
     def _delay_s(self) -> float:
         return min(_MAX_DELAY_S, _FIRST_DELAY_S * 2.0**self._failures)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from google.protobuf.duration_pb2 import Duration
 
 from vdiff_grpc import v1
+from vdiff_grpc.config import ServerConfig
 from vdiff_grpc.engine import types
+from vdiff_grpc.engine.prompts import MAX_SEGMENTS
 from vdiff_grpc.server.convert.strategies import set_strategy
+from vdiff_grpc.server.usage import Used
 
 
 def generate_response(
@@ -106,11 +111,38 @@ def model_info_response(
             max_waiting_rows=limits.max_waiting_rows,
             max_step_tokens=limits.max_step_tokens,
             max_request_time=duration(limits.max_request_time_s),
+            max_prompt_tokens=limits.max_canvas_tokens - _least_room(info),
+            max_template_segments=MAX_SEGMENTS,
         ),
         defaults=resolved,
         block_length=info.block_length,
         auxiliary_model=info.auxiliary,
     )
+
+
+def own_limits(config: ServerConfig) -> v1.Limits:
+    """What the server holds requests to beyond the engine."""
+    window_s, queue_s = config.request_id_window_s, config.max_queue_time_s
+    return v1.Limits(
+        max_queue_time=duration(queue_s) if queue_s else None,
+        max_calls_per_caller=config.max_calls_per_caller,
+        max_tokens_in_flight=config.max_tokens_in_flight,
+        max_message_bytes=config.max_message_bytes,
+        request_id_window=duration(window_s) if window_s else None,
+    )
+
+
+def usage(callers: Mapping[str, Used]) -> list[v1.CallerUsage]:
+    return [
+        v1.CallerUsage(
+            caller=caller,
+            requests=used.requests,
+            prompt_tokens=used.prompt_tokens,
+            completion_tokens=used.completion_tokens,
+            forward_passes=used.forward_passes,
+        )
+        for caller, used in sorted(callers.items())
+    ]
 
 
 def engine_state(state: types.EngineState, *, draining: bool) -> str:
@@ -253,6 +285,13 @@ def _snapshot(snapshot: types.CanvasSnapshot) -> v1.CanvasSnapshot:
         token_ids=snapshot.token_ids,
         confidences=snapshot.confidences,
     )
+
+
+def _least_room(info: types.ModelInfo) -> int:
+    """Positions that a prompt leaves free at least."""
+    if info.attention is types.AttentionPattern.CANVAS:
+        return info.block_length or 1
+    return 1
 
 
 def _ratio(one: int, other: int) -> float:

@@ -55,7 +55,7 @@ def refuse_unknown_fields(request: Message) -> None:
     raise InvalidRequestError(violations)
 
 
-def request_id(request: Message, metadata: Mapping[str, str]) -> str:
+def request_id(request: Message | None, metadata: Mapping[str, str]) -> str:
     """The caller's name for the request, or a new one. Raises InvalidRequestError."""
     spec = getattr(request, "spec", None)
     if isinstance(spec, v1.GenerationSpec) and spec.request_id:
@@ -64,13 +64,16 @@ def request_id(request: Message, metadata: Mapping[str, str]) -> str:
         field, value = "x-request-id", metadata["x-request-id"]
     else:
         return uuid.uuid4().hex
-    if len(value) > _MAX_REQUEST_ID:
-        what = f"{field} has {len(value)} characters; the limit is {_MAX_REQUEST_ID}"
-        raise InvalidRequestError([FieldViolation(field, what)])
-    if not (value.isascii() and value.isprintable()):
-        what = f"{field} ({value!r}) must be printable ASCII"
-        raise InvalidRequestError([FieldViolation(field, what)])
+    _check_id(field, value)
     return value
+
+
+def cancelled_id(request: v1.CancelRequestRequest) -> str:
+    """The id of the request to cancel. Raises InvalidRequestError."""
+    if not request.request_id:
+        raise InvalidRequestError([FieldViolation("request_id", "request_id is not set")])
+    _check_id("request_id", request.request_id)
+    return request.request_id
 
 
 def stream_options(options: v1.StreamOptions) -> tuple[types.Granularity, int]:
@@ -106,7 +109,8 @@ def request_of(
     params = _params(spec.sampling, spec.diffusion, violations)
     if violations or prompt is None:
         raise InvalidRequestError(violations)
-    return types.Request(prompt, params, name, granularity, stride)
+    partial = spec.partial_on_deadline
+    return types.Request(prompt, params, name, granularity, stride, partial)
 
 
 def prompt_of(request: v1.CountTokensRequest) -> types.Prompt:
@@ -115,6 +119,15 @@ def prompt_of(request: v1.CountTokensRequest) -> types.Prompt:
     if violations or prompt is None:
         raise InvalidRequestError(violations)
     return prompt
+
+
+def _check_id(field: str, value: str) -> None:
+    if len(value) > _MAX_REQUEST_ID:
+        what = f"{field} has {len(value)} characters; the limit is {_MAX_REQUEST_ID}"
+        raise InvalidRequestError([FieldViolation(field, what)])
+    if not (value.isascii() and value.isprintable()):
+        what = f"{field} ({value!r}) must be printable ASCII"
+        raise InvalidRequestError([FieldViolation(field, what)])
 
 
 def _unknown_fields(message: Message, path: str) -> Iterator[FieldViolation]:

@@ -1,0 +1,96 @@
+"""One request in the engine, and everyone who reads it. Knows neither gRPC nor the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vdiff_grpc.engine.types import Event, Failed, Finished, ResolvedRequest
+from vdiff_grpc.server.request_stream import RequestStream
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who asks, and what that means for it.
+
+    caller: the name of its key, for counters. group: who shares request ids and a limit of open
+    calls. is_named: the caller chose the request's id, that of retries. charge: may refuse the request once it is resolved, by raising.
+    settle: is told the tokens that were used in the end.
+    """
+
+    caller: str = ""
+    group: str = ""
+    is_named: bool = False
+    charge: Callable[[ResolvedRequest], None] = lambda _: None
+    settle: Callable[[int], None] = lambda _: None
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """Events go to every reader. A reader that comes late is told what it missed in one piece.
+
+    group: whose request it is. content: a digest of what was asked.
+    on_left: called when the last reader leaves. may_join: others may come; then what was said
+    is recorded. is_suspect: holds the quarantine's lock. deadline_ns: as the engine knows it; limit_ns: as far as it may be moved.
+    """
+
+    key: int
+    request: ResolvedRequest
+    group: str
+    content: bytes
+    max_pending: int
+    on_left: Callable[[Run], None]
+    may_join: bool = False
+    is_suspect: bool = False
+    limit_ns: int | None = None
+    deadline_ns: int | None = None
+    end: Finished | Failed | None = None
+    _readers: list[RequestStream] = field(default_factory=list)
+    _record: RequestStream | None = None
+
+    def __post_init__(self) -> None:
+        self.deadline_ns = self.request.deadline_ns
+        if self.may_join:
+            self._record = RequestStream(self.key, self.request, 0, lambda _: None)
+
+    def push(self, event: Event) -> None:
+        if self._record is not None:
+            self._record.push(event)
+        for reader in self._readers:
+            reader.push(event)
+        if isinstance(event, Finished | Failed):
+            self.end = event
+
+    def reader(self, on_close: Callable[[], None]) -> RequestStream:
+        """A reader of its own; `on_close` is called once, when it leaves."""
+
+        def left(stream: RequestStream) -> None:
+            self._readers.remove(stream)
+            on_close()
+            if not self._readers and self.end is None:
+                self.on_left(self)
+
+        stream = RequestStream(self.key, self.request, self.max_pending, left)
+        for event in self.said():
+            stream.push(event)
+        self._readers.append(stream)
+        return stream
+
+    def said(self) -> list[Event]:
+        """What a reader must hear who comes now."""
+        return [] if self._record is None else self._record.missed()
+
+
+def num_tokens(request: ResolvedRequest) -> int:
+    """Canvas tokens of all rows."""
+    return len(request.canvas) * request.params.n
+
+
+def replay(
+    request: ResolvedRequest, said: list[Event], on_close: Callable[[], None]
+) -> RequestStream:
+    """A reader of a request that has ended."""
+    stream = RequestStream(0, request, len(said), lambda _: on_close())
+    for event in said:
+        stream.push(event)
+    return stream
