@@ -26,7 +26,9 @@ PROMPT = "Once upon a time"
 def test_generate_answers_with_text_and_the_parameters_used(demo_address: str) -> None:
     with Client(demo_address) as client:
         client.wait_until_ready(30)
-        reply = client.generate(PROMPT, max_new_tokens=16, seed=3, n=2, request_id="with-parameters")
+        reply = client.generate(
+            PROMPT, max_new_tokens=16, seed=3, n=2, request_id="with-parameters"
+        )
     assert reply.request_id == "with-parameters"
     assert [output.index for output in reply.outputs] == [0, 1]
     assert reply.resolved.sampling.seed == 3
