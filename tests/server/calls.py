@@ -29,8 +29,9 @@ def spec(
 
 
 def long_spec(**sampling: Any) -> v1.GenerationSpec:
-    """Many steps: 120 for each of n answers."""
-    return spec(**({"max_new_tokens": 120} | sampling))
+    """Many steps: 120 for each of n answers, one token each."""
+    length = sampling.setdefault("max_new_tokens", 120)
+    return spec(diffusion={"steps": length}, **sampling)
 
 
 def generate(spec: v1.GenerationSpec) -> v1.GenerateRequest:

@@ -42,7 +42,8 @@ def test_a_retry_joins_the_running_call_and_both_get_its_answer(serve: Serve) ->
     assert first.result() == second.result()
     assert first.result().resolved.sampling.seed
     now = server.statistics()
-    assert (now.requests, now.forward_passes) == (1, 480)
+    assert now.requests == 1
+    assert now.forward_passes == first.result().metrics.forward_passes
 
 
 def test_calls_that_come_together_are_one_request(serve: Serve) -> None:
