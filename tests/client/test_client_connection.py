@@ -16,6 +16,7 @@ import pytest
 from tests.certificates import Authority
 from tests.conftest import RunningServer
 from vdiff_grpc import keys, v1
+from vdiff_grpc.channels import READY_SERVICE, service_config, target_of
 from vdiff_grpc.client import (
     AsyncClient,
     CallCancelledError,
@@ -26,7 +27,7 @@ from vdiff_grpc.client import (
     UnauthenticatedError,
     UnavailableError,
 )
-from vdiff_grpc.client.connection import READY_SERVICE, connection, service_config, target_of
+from vdiff_grpc.client.connection import connection
 
 QUICK = Retries(first_wait_s=0.01, longest_wait_s=0.02)
 CODES = {code.name.lower(): code for code in grpc.StatusCode}

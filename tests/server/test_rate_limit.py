@@ -9,7 +9,8 @@ import pytest
 
 from vdiff_grpc.errors import InvalidRequestError, RateLimitError
 from vdiff_grpc.keys import KeyEntry
-from vdiff_grpc.server.rate_limit import RateLimits, SlidingWindow
+from vdiff_grpc.server.rate_limit import RateLimits
+from vdiff_grpc.sliding_window import SlidingWindow
 
 SECOND = 10**9
 MINUTE = 60 * SECOND

@@ -7,9 +7,10 @@ with Client("127.0.0.1:50051") as client:
     print(reply.outputs[0].text)
 """
 
+from vdiff_grpc.channels import Retries
 from vdiff_grpc.client.aio import AsyncClient
 from vdiff_grpc.client.canvas import Canvas, OutputCanvas
-from vdiff_grpc.client.connection import ConnectionFields, Retries
+from vdiff_grpc.client.connection import ConnectionFields
 from vdiff_grpc.client.errors import (
     AlreadyExistsError,
     CallCancelledError,

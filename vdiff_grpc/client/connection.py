@@ -13,51 +13,29 @@ import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypedDict
 
 import grpc
 
 from vdiff_grpc import v1
+from vdiff_grpc.channels import (
+    Address,
+    Retries,
+    common_host,
+    hosts_of,
+    is_balanced,
+    service_config,
+    target_of,
+)
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_TIMEOUT_S = 600.0
-# What health calls the service when the model is ready.
-READY_SERVICE = "vdiff.v1.GenerationService"
-
-Address: TypeAlias = str | Sequence[str]
-
-_SERVICES = (READY_SERVICE, "vdiff.v1.ModelService")
 # Above gRPC's 4 MiB: snapshots and long answers with their columns are larger.
 _MAX_RECEIVE_BYTES = 64 << 20
 _KEEPALIVE_TIMEOUT_S = 10.0
-# gRPC makes no more attempts than this, whatever a service config says.
-_MAX_ATTEMPTS = 5
 # A server may start again at the same address: look for it more often than gRPC's 120 s.
 _MAX_RECONNECT_S = 5.0
-_IPV4 = re.compile(r"\d{1,3}(\.\d{1,3}){3}:\d+")
-_IPV6 = re.compile(r"\[[0-9a-fA-F:.%]+\]:\d+")
 _KEY = re.compile(r"[\x21-\x7e]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Retries:
-    """Of calls that end UNAVAILABLE. Each wait is random, around its length.
-
-    attempts: the first call included; 1 to 5, 1 for no retries.
-    """
-
-    attempts: int = _MAX_ATTEMPTS
-    first_wait_s: float = 0.2
-    longest_wait_s: float = 5.0
-    multiplier: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.attempts <= _MAX_ATTEMPTS:
-            raise ValueError(f"attempts ({self.attempts}) must be from 1 to {_MAX_ATTEMPTS}")
-        for name in ("first_wait_s", "longest_wait_s", "multiplier"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} ({value}) must be above 0 and finite")
 
 
 class ConnectionFields(TypedDict, total=False):
@@ -139,7 +117,7 @@ def connection(
         raise ValueError(f"keepalive_s ({keepalive_s}) must be at least 0 and finite")
     target = target_of(address)
     if balanced is None:
-        balanced = "," in target or target.startswith("dns:")
+        balanced = is_balanced(target)
     config = service_config(retries=retries, balanced=balanced)
     ours: dict[str, Any] = {
         "grpc.max_receive_message_length": _MAX_RECEIVE_BYTES,
@@ -149,7 +127,10 @@ def connection(
         "grpc.service_config_disable_resolution": 1,
     }
     if server_name is None and "," in target:
-        server_name = _common_host(target, credentials)
+        server_name = common_host(target)
+        if server_name is None and credentials is not None:
+            names = ", ".join(sorted(hosts_of(target)))
+            raise ValueError(f"server_name (None) is required for TLS to several hosts ({names})")
     if server_name is not None:
         ours["grpc.default_authority"] = server_name
         if credentials is not None:
@@ -168,57 +149,6 @@ def connection(
         wait_for_ready=wait_for_ready,
         retried=retries is not None and retries.attempts > 1,
     )
-
-
-def target_of(address: Address) -> str:
-    """gRPC's name for one address, or for several, which must be IPv4 or all IPv6 ones."""
-    if isinstance(address, str):
-        if "," in address and ":" in address and not address.startswith(("ipv4:", "ipv6:")):
-            return target_of(address.split(","))
-        return address
-    addresses = list(address)
-    if not addresses:
-        raise ValueError("address () must have at least one server")
-    if len(addresses) == 1:
-        return addresses[0]
-    for scheme, pattern in (("ipv4", _IPV4), ("ipv6", _IPV6)):
-        if all(pattern.fullmatch(one) for one in addresses):
-            return f"{scheme}:{','.join(addresses)}"
-    raise ValueError(
-        f"address ({', '.join(addresses)}): several servers must all be IPv4:PORT or all "
-        "[IPv6]:PORT; for a name that stands for several use dns:///NAME:PORT"
-    )
-
-
-def _common_host(target: str, credentials: grpc.ChannelCredentials | None) -> str | None:
-    """The one host of several addresses; gRPC itself would take them all for one name."""
-    _, _, addresses = target.partition(":")
-    hosts = {address.rpartition(":")[0].strip("[]") for address in addresses.split(",")}
-    if len(hosts) == 1:
-        return hosts.pop()
-    if credentials is not None:
-        names = ", ".join(sorted(hosts))
-        raise ValueError(f"server_name (None) is required for TLS to several hosts ({names})")
-    return None
-
-
-def service_config(*, retries: Retries | None, balanced: bool) -> dict[str, Any]:
-    """gRPC's service config: retries, and with `balanced` round_robin over healthy servers."""
-    config: dict[str, Any] = {}
-    if retries is not None and retries.attempts > 1:
-        policy = {
-            "maxAttempts": retries.attempts,
-            "initialBackoff": f"{retries.first_wait_s:.3f}s",
-            "maxBackoff": f"{retries.longest_wait_s:.3f}s",
-            "backoffMultiplier": retries.multiplier,
-            "retryableStatusCodes": ["UNAVAILABLE"],
-        }
-        names = [{"service": service} for service in _SERVICES]
-        config["methodConfig"] = [{"name": names, "retryPolicy": policy}]
-    if balanced:
-        config["loadBalancingConfig"] = [{"round_robin": {}}]
-        config["healthCheckConfig"] = {"serviceName": READY_SERVICE}
-    return config
 
 
 def _key_metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:

@@ -12,13 +12,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vdiff_grpc import v1
-from vdiff_grpc.client.connection import (
-    DEFAULT_ADDRESS,
-    READY_SERVICE,
-    Address,
-    ConnectionFields,
-    connection,
-)
+from vdiff_grpc.channels import READY_SERVICE, Address
+from vdiff_grpc.client.connection import DEFAULT_ADDRESS, ConnectionFields, connection
 from vdiff_grpc.client.errors import TimedOutError, UnavailableError, from_rpc_error
 from vdiff_grpc.client.requests import (
     Granularity,
