@@ -15,26 +15,45 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from vdiff_grpc.keys import KeyFileError, KeyRing
 
 from . import docs, routes
-from .config import GatewayConfig, load_config
+from .access import AccessControl, key_ring
+from .config import GatewayConfig, load_config, split
 from .credentials import CredentialError, ServerCertificate
 from .errors import ApiError, internal, own_key_refused, unknown_url
 from .exchange import OpenExchanges
 from .logs import configure_logging
+from .metrics import GatewayMetrics
 from .middleware import BodyLimit, RequestContext
 from .routes import Gate, InfoEndpoints
 from .upstream import Upstream
 
 _log = logging.getLogger(__name__)
 
+# Headers that a page of another origin may read.
+_EXPOSED = (
+    "x-request-id",
+    "openai-processing-ms",
+    "retry-after",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+)
 
-def create_app(gate: Gate, max_body_bytes: int) -> ASGIApp:
-    """The ASGI application over an upstream; it has no lifespan of its own."""
+
+def create_app(gate: Gate, config: GatewayConfig, ring: KeyRing | None = None) -> ASGIApp:
+    """The ASGI application over an upstream; it has no lifespan of its own.
+
+    ring: the keys that clients must show; None lets everybody in.
+    """
     info = InfoEndpoints(gate)
     table = [
         Route("/v1/completions", routes.completions(gate), methods=["POST"]),
@@ -45,6 +64,7 @@ def create_app(gate: Gate, max_body_bytes: int) -> ASGIApp:
         Route("/health/live", info.live),
         Route("/health/ready", info.ready),
         Route("/version", info.version),
+        Route("/metrics", gate.metrics.endpoint),
         Route("/openapi.json", docs.openapi_json),
         Route("/docs", docs.docs),
         Route("/redoc", docs.redoc),
@@ -70,7 +90,22 @@ def create_app(gate: Gate, max_body_bytes: int) -> ASGIApp:
     def route_of(scope: Scope) -> str:
         return paths.get(scope.get("endpoint"), "unknown")
 
-    return RequestContext(BodyLimit(app, max_body_bytes), route_of, gate.upstream.signed)
+    metrics = gate.metrics
+    inner: ASGIApp = BodyLimit(app, config.max_body_bytes)
+    inner = AccessControl(inner, ring, config.requests_per_minute, metrics.rate_limited)
+    if config.cors_origins:
+        inner = CORSMiddleware(
+            inner,
+            split(config.cors_origins),
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=_EXPOSED,
+        )
+    outer: Any = RequestContext(inner, route_of, gate.upstream.signed, metrics)
+    if config.trusted_proxies:
+        outer = ProxyHeadersMiddleware(outer, split(config.trusted_proxies))
+    application: ASGIApp = outer
+    return application
 
 
 class Gateway:
@@ -84,11 +119,14 @@ class Gateway:
         self._certificate = (
             ServerCertificate(config.tls_cert, config.tls_key) if config.tls_cert else None
         )
-        self._gate = Gate(Upstream(config), open_exchanges=OpenExchanges())
+        ring = key_ring(config.api_keys) if config.api_keys else None
+        metrics = GatewayMetrics()
+        self._gate = Gate(Upstream(config, metrics.retried), OpenExchanges(), metrics)
         self._follower: asyncio.Task[None] | None = None
         self._server = _Server(
             uvicorn.Config(
-                create_app(self._gate, config.max_body_bytes),
+                create_app(self._gate, config, ring),
+                proxy_headers=False,  # ours, if any: this would trust whoever is on this machine
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -105,12 +143,12 @@ class Gateway:
 
     @classmethod
     async def start(cls, config: GatewayConfig) -> Gateway:
-        """Listens when it returns. Raises OSError when the address cannot be had, and
-        CredentialError."""
+        """Listens when it returns. Raises OSError when the address cannot be had,
+        CredentialError and KeyFileError."""
         listener = _listen(config.host, config.port)
         try:
             gateway = cls(config, listener)
-        except CredentialError:
+        except (CredentialError, KeyFileError):
             listener.close()
             raise
         gateway._serving = asyncio.create_task(
@@ -175,7 +213,7 @@ async def _serve(config: GatewayConfig) -> int:
     except OSError as error:
         _log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror)
         return 1
-    except CredentialError as error:
+    except (CredentialError, KeyFileError) as error:
         _log.error("%s", error)
         return 1
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, get_type_hints
 
+from vdiff_grpc.channels import target_of
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 ENV_PREFIX = "VDIFF_GATEWAY_"
 
 
@@ -22,7 +27,11 @@ class GatewayConfig:
 
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(8000, "port to listen on; 0 takes a free one")
-    server: str = _setting("127.0.0.1:50051", "the gRPC server, HOST:PORT or any gRPC target")
+    server: str = _setting(
+        "127.0.0.1:50051",
+        "the gRPC server, HOST:PORT; several, comma-separated, or dns:///NAME:PORT, take turns while "
+        "their health says they serve",
+    )
     upstream_tls: str = _setting(
         "off", "TLS to the server, trusting the well-known authorities", ("on", "off")
     )
@@ -34,6 +43,27 @@ class GatewayConfig:
         "",
         "file with the gateway's own API key, sent in place of the clients' keys: whoever reaches "
         "the gateway then has its rights",
+    )
+    retry_attempts: int = _setting(
+        3, "calls to the server per request, while they end UNAVAILABLE; 1: no retries"
+    )
+    api_keys: str = _setting(
+        "", "file of the API keys that clients must show, as `vdiff-grpc keys` makes it"
+    )
+    requests_per_minute: int = _setting(
+        100,
+        "requests of one API key or client address in any 60 s, where a key says nothing else; "
+        "0: no limit",
+    )
+    trusted_proxies: str = _setting(
+        "",
+        "addresses or networks, comma-separated, whose X-Forwarded-For names the client; * trusts "
+        "all",
+    )
+    cors_origins: str = _setting(
+        "",
+        "origins, comma-separated, whose pages may call from a browser, like https://a.example; * "
+        "allows all",
     )
     tls_cert: str = _setting("", "certificate chain, PEM, for HTTPS; read again when it changes")
     tls_key: str = _setting("", "its private key, PEM, unencrypted")
@@ -54,6 +84,18 @@ class GatewayConfig:
         _require(0 <= self.port <= 65535, "port", self.port, "from 0 to 65535")
         _require(bool(self.server), "server", self.server, "HOST:PORT")
         _require(self.max_body_bytes >= 1, "max_body_bytes", self.max_body_bytes, "at least 1")
+        try:
+            target_of(self.server)
+        except ValueError as error:
+            raise ValueError(str(error).replace("address", "server", 1)) from None
+        _require(1 <= self.retry_attempts <= 10, "retry_attempts", self.retry_attempts, "1 to 10")
+        limit = self.requests_per_minute
+        _require(0 <= limit <= 10**6, "requests_per_minute", limit, "from 0 to 1000000")
+        for proxy in split(self.trusted_proxies):
+            _require(_is_network(proxy), "trusted_proxies", proxy, "an address, a network or *")
+        for origin in split(self.cors_origins):
+            valid = origin == "*" or _ORIGIN.fullmatch(origin) is not None
+            _require(valid, "cors_origins", origin, "SCHEME://HOST[:PORT] or *")
         for one, other in (("tls_cert", "tls_key"), ("upstream_cert", "upstream_cert_key")):
             if bool(getattr(self, one)) != bool(getattr(self, other)):
                 raise ValueError(f"{one} and {other} are needed together")
@@ -95,6 +137,18 @@ def load_config(
         return GatewayConfig(**values)
     except ValueError as error:
         parser.error(str(error))
+
+
+def split(text: str) -> list[str]:
+    """The parts of a comma-separated setting."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _is_network(text: str) -> bool:
+    try:
+        return text == "*" or bool(ipaddress.ip_network(text))
+    except ValueError:
+        return False
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -40,7 +40,9 @@ Fields of OpenAI's that would change the answer and are not supported are refuse
 names them.
 
 Every reply carries `x-request-id` (the request's own, if it has one of at most 128 printable ASCII
-characters) and `openai-processing-ms`.
+characters) and `openai-processing-ms`. Where the gateway limits requests, replies of `/v1` say by
+`x-ratelimit-limit-requests`, `x-ratelimit-remaining-requests` and `x-ratelimit-reset-requests` (until
+none is counted any more, as `12.5s`) where the caller stands.
 """
 
 _STREAMING = """\
@@ -60,7 +62,7 @@ _PROBLEMS = {
     404: "The model is not served here, or no such URL.",
     405: "Not with this method.",
     413: "The request body is too large.",
-    429: "The waiting queue is full, or the key's requests or tokens of a minute are used up. `retry-after` says when to come back.",
+    429: "The waiting queue is full, or the requests or tokens of a minute are used up. `retry-after` says when to come back.",
     500: "An internal error. `x-should-retry` is false.",
     503: "The model server is loading, draining or not reachable. See `retry-after`.",
     504: "The request took longer than the time limit.",
@@ -273,6 +275,10 @@ def _paths() -> dict[str, Any]:
         "/version": {
             "get": _get("operation", "version", "Versions of gateway and server")
             | {"responses": _answers(Version)}
+        },
+        "/metrics": {
+            "get": _get("operation", "metrics", "Figures of the gateway itself, for Prometheus")
+            | {"responses": {"200": _success({"text/plain": {"schema": {"type": "string"}}})}}
         },
         "/openapi.json": {
             "get": _get("operation", "openapi", "This document")

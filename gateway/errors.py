@@ -167,6 +167,11 @@ def from_rpc(
     return ApiError(status, message, kind=kind, param=param, code=api_code, headers=headers)
 
 
+def retry_delay_s(error: grpc.aio.AioRpcError) -> float | None:
+    """How long the server asks to wait; None when it does not say."""
+    return _details(error)[2]
+
+
 def _details(
     error: grpc.aio.AioRpcError,
 ) -> tuple[str, list[tuple[str, str]], float | None]:

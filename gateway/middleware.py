@@ -14,7 +14,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from . import sse
 from .errors import ApiError, internal
+from .metrics import GatewayMetrics
 from .upstream import AUTHORIZATION, Metadata
 
 _log = logging.getLogger("gateway.access")
@@ -47,10 +49,12 @@ class RequestContext:
         app: ASGIApp,
         route_of: Callable[[Scope], str],
         sign: Callable[[Metadata], Metadata],
+        metrics: GatewayMetrics,
     ) -> None:
         self._app = app
         self._route_of = route_of
         self._sign = sign
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -60,9 +64,11 @@ class RequestContext:
         request_id, metadata = identify(scope["headers"])
         scope["vdiff.metadata"] = self._sign(metadata)
         status = 0
+        streams = False
+        self._metrics.begun()
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, streams
             if message["type"] == "http.response.start":
                 status = message["status"]
                 elapsed_ms = int((time.perf_counter() - begin) * 1000)
@@ -71,6 +77,10 @@ class RequestContext:
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", b"%d" % elapsed_ms),
                 ]
+                streams = sse.HEADERS[0] in message["headers"]
+            elif streams:
+                streams = False
+                self._metrics.first_event(self._route_of(scope), time.perf_counter() - begin)
             await send(message)
 
         try:
@@ -78,15 +88,19 @@ class RequestContext:
         except Exception:
             _log.exception("unhandled error", extra={"fields": {"request_id": request_id}})
             if not status:
-                await _send_error(internal(), send_with_headers)
+                await send_error(internal(), send_with_headers)
         finally:
+            elapsed_s = time.perf_counter() - begin
             fields = {
                 "request_id": request_id,
                 "method": scope["method"],
                 "route": self._route_of(scope),
                 "status": scope.get("vdiff.status", status),
-                "ms": round((time.perf_counter() - begin) * 1000, 1),
+                "ms": round(elapsed_s * 1000, 1),
             }
+            self._metrics.ended(fields["method"], fields["route"], fields["status"], elapsed_s)
+            if caller := scope.get("vdiff.caller"):
+                fields["caller"] = caller
             _log.info("request", extra={"fields": fields})
 
 
@@ -125,7 +139,7 @@ class BodyLimit:
         )
 
 
-async def _send_error(error: ApiError, send: Send) -> None:
+async def send_error(error: ApiError, send: Send) -> None:
     body = error.body()
     headers = [
         (b"content-type", b"application/json"),

@@ -20,6 +20,7 @@ from . import convert, replies, sse
 from .convert import Job
 from .errors import ApiError, ClientGoneError, from_rpc, internal, unknown_url
 from .exchange import Exchange, OpenExchanges
+from .metrics import GatewayMetrics
 from .middleware import client_left, rpc_metadata
 from .openai_replies import ENCODER
 from .upstream import Metadata, Upstream
@@ -39,6 +40,7 @@ class Gate:
 
     upstream: Upstream
     open_exchanges: OpenExchanges
+    metrics: GatewayMetrics
     draining: bool = False
 
 
@@ -78,14 +80,19 @@ class GenerationEndpoint:
         at_once = asyncio.Semaphore(_MAX_CALLS)
 
         async def ask(prompt_index: int, spec: v1.GenerationSpec) -> v1.GenerateResponse:
+            request = v1.GenerateRequest(spec=spec)
+
+            async def attempt(timeout_s: float | None) -> v1.GenerateResponse:
+                reply: v1.GenerateResponse = await upstream.generation.Generate(
+                    request, timeout=timeout_s, metadata=metadata
+                )
+                return reply
+
             try:
                 async with at_once:
-                    reply: v1.GenerateResponse = await upstream.generation.Generate(
-                        v1.GenerateRequest(spec=spec), timeout=upstream.timeout_s, metadata=metadata
-                    )
+                    return await upstream.retries.call(attempt)
             except grpc.aio.AioRpcError as error:
-                raise _api_error(error, job, prompt_index) from None
-            return reply
+                raise self._api_error(error, job, prompt_index) from None
 
         answers = await _all([ask(i, spec) for i, spec in enumerate(job.specs)])
         if job.kind == "chat":
@@ -95,23 +102,29 @@ class GenerationEndpoint:
     async def _stream(self, job: Job, exchange: Exchange, metadata: Metadata, send: Send) -> None:
         """A refusal is an HTTP status; once the stream has begun an error is an event."""
         upstream = self._gate.upstream
-        calls = [
-            upstream.generation.StreamGenerate(
-                v1.StreamGenerateRequest(spec=spec, options=job.stream_options()),
-                timeout=upstream.timeout_s,
-                metadata=metadata,
-            )
-            for spec in job.specs
-        ]
+        calls: dict[int, Any] = {}
+
+        async def begin(prompt_index: int, spec: v1.GenerationSpec) -> v1.Started:
+            request = v1.StreamGenerateRequest(spec=spec, options=job.stream_options())
+
+            async def attempt(timeout_s: float | None) -> v1.Started:
+                call = calls[prompt_index] = upstream.generation.StreamGenerate(
+                    request, timeout=timeout_s, metadata=metadata
+                )
+                return _started(await call.read())
+
+            try:
+                return await upstream.retries.call(attempt)
+            except grpc.aio.AioRpcError as error:
+                raise self._api_error(error, job, prompt_index) from None
+
         chunks = replies.ChatStream(job) if job.kind == "chat" else replies.CompletionStream(job)
         try:
-            started = await exchange.run(
-                _all([_first(call, job, i) for i, call in enumerate(calls)])
-            )
+            started = await exchange.run(_all([begin(i, spec) for i, spec in enumerate(job.specs)]))
             await send({"type": "http.response.start", "status": 200, "headers": list(sse.HEADERS)})
             await _write(send, sse.encode(chunks.start(started)))
             try:
-                await exchange.run(_relay(calls, job, chunks, send))
+                await exchange.run(self._relay(calls, job, chunks, send))
                 ending = sse.encode(chunks.finish()) + sse.DONE
             except ApiError as error:
                 ending = sse.encode([error.reply])
@@ -122,8 +135,40 @@ class GenerationEndpoint:
                 ending = sse.encode([internal().reply])
             await send({"type": "http.response.body", "body": ending})
         finally:
-            for call in calls:
+            for call in calls.values():
                 call.cancel()
+
+    async def _relay(
+        self, calls: dict[int, Any], job: Job, chunks: replies.ChunkStream, send: Send
+    ) -> None:
+        """Writes every event as it comes; what came while a write was under way is written at once."""
+        outbox = sse.Outbox()
+
+        async def read(prompt_index: int, call: Any) -> None:
+            try:
+                while (event := await call.read()) is not grpc.aio.EOF:
+                    data = sse.encode(chunks.event(prompt_index, event))
+                    if data:
+                        await outbox.put(data)
+            except grpc.aio.AioRpcError as error:
+                raise self._api_error(error, job, prompt_index) from None
+
+        async def read_all() -> None:
+            try:
+                await _all([read(i, call) for i, call in calls.items()])
+            finally:
+                outbox.close()
+
+        async def write() -> None:
+            while data := await outbox.take():
+                await _write(send, data)
+
+        await _all([read_all(), write()])
+
+    def _api_error(self, error: grpc.aio.AioRpcError, job: Job, prompt_index: int) -> ApiError:
+        self._gate.metrics.upstream_failed(error.code().name)
+        _log_failure(error)
+        return from_rpc(error, lambda path: job.param(prompt_index, path))
 
 
 async def _body(scope: Scope, receive: Receive) -> bytes:
@@ -136,38 +181,8 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
         ) from None
 
 
-async def _relay(calls: Sequence[Any], job: Job, chunks: replies.ChunkStream, send: Send) -> None:
-    """Writes every event as it comes; what came while a write was under way is written at once."""
-    outbox = sse.Outbox()
-
-    async def read(prompt_index: int, call: Any) -> None:
-        try:
-            while (event := await call.read()) is not grpc.aio.EOF:
-                data = sse.encode(chunks.event(prompt_index, event))
-                if data:
-                    await outbox.put(data)
-        except grpc.aio.AioRpcError as error:
-            raise _api_error(error, job, prompt_index) from None
-
-    async def read_all() -> None:
-        try:
-            await _all([read(i, call) for i, call in enumerate(calls)])
-        finally:
-            outbox.close()
-
-    async def write() -> None:
-        while data := await outbox.take():
-            await _write(send, data)
-
-    await _all([read_all(), write()])
-
-
-async def _first(call: Any, job: Job, prompt_index: int) -> v1.Started:
-    """The event that says the request was admitted."""
-    try:
-        event = await call.read()
-    except grpc.aio.AioRpcError as error:
-        raise _api_error(error, job, prompt_index) from None
+def _started(event: Any) -> v1.Started:
+    """The first event, which says the request was admitted."""
     if event is grpc.aio.EOF or event.WhichOneof("event") != "started":
         _log.error("the server's stream did not begin with `started`")
         raise internal()
@@ -192,11 +207,6 @@ async def _write(send: Send, data: bytes) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
-def _api_error(error: grpc.aio.AioRpcError, job: Job, prompt_index: int) -> ApiError:
-    _log_failure(error)
-    return from_rpc(error, lambda path: job.param(prompt_index, path))
-
-
 def _log_failure(error: grpc.aio.AioRpcError) -> None:
     # What a client is told of these is less than what was said.
     if error.code() in (
@@ -218,8 +228,7 @@ class InfoEndpoints:
         try:
             info, server = await self._gate.upstream.info("", rpc_metadata(request.scope))
         except grpc.aio.AioRpcError as error:
-            _log_failure(error)
-            raise from_rpc(error) from None
+            raise self._api_error(error) from None
         return Json(replies.models(info, server))
 
     async def model(self, request: Request) -> Response:
@@ -229,8 +238,7 @@ class InfoEndpoints:
         try:
             info, server = await self._gate.upstream.info(name, rpc_metadata(request.scope))
         except grpc.aio.AioRpcError as error:
-            _log_failure(error)
-            raise from_rpc(error) from None
+            raise self._api_error(error) from None
         return Json(replies.model(info, server, name))
 
     async def live(self, request: Request) -> Response:
@@ -249,6 +257,11 @@ class InfoEndpoints:
         except grpc.aio.AioRpcError:
             server = None
         return Json({"version": version("vdiff-grpc"), "server_version": server})
+
+    def _api_error(self, error: grpc.aio.AioRpcError) -> ApiError:
+        self._gate.metrics.upstream_failed(error.code().name)
+        _log_failure(error)
+        return from_rpc(error)
 
     async def _readiness(self) -> Response:
         draining = self._gate.draining

@@ -1,4 +1,4 @@
-"""The gateway's one channel to the gRPC server, and whether that server is serving.
+"""The gateway's channel to the gRPC servers, and whether one of them is serving.
 
 Knows nothing of HTTP.
 """
@@ -6,6 +6,8 @@ Knows nothing of HTTP.
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -13,11 +15,19 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from vdiff_grpc import v1
+from vdiff_grpc.channels import (
+    READY_SERVICE,
+    common_host,
+    hosts_of,
+    is_balanced,
+    service_config,
+    target_of,
+)
 
 from .config import GatewayConfig
-from .credentials import ServiceKey, upstream_credentials
+from .credentials import CredentialError, ServiceKey, upstream_credentials
+from .retries import Retries
 
-_SERVICE = "vdiff.v1.GenerationService"
 _CHECK_TIMEOUT_S = 2.0
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
     # Finds a server that vanished without a word. Our server allows a ping every 10 s; gRPC's own
@@ -30,6 +40,8 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_reconnect_backoff_ms", 3_000),
     # A reply may be larger than a request: several answers, each with its columns.
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    # A name's TXT record must not change what the gateway was told.
+    ("grpc.service_config_disable_resolution", 1),
 )
 
 Metadata = tuple[tuple[str, str], ...]
@@ -39,20 +51,26 @@ AUTHORIZATION = "authorization"
 class Upstream:
     """Made on the event loop that uses it. Raises CredentialError."""
 
-    def __init__(self, config: GatewayConfig) -> None:
-        self.target = config.server
+    def __init__(self, config: GatewayConfig, on_retry: Callable[[], None] = lambda: None) -> None:
         # 0 is "never" for us and "at once" for gRPC.
         self.timeout_s = config.request_timeout_s or None
+        self.retries = Retries(config.retry_attempts, self.timeout_s, on_retry)
         path = config.upstream_api_key_file
         self._key = ServiceKey(path) if path else None
-        self._channel = _channel(config)
+        target = target_of(config.server)
+        # Of several servers, those get calls whose health says SERVING. Any of them can be asked
+        # why it does not serve.
+        self._channel = _channel(config, target, is_balanced(target))
+        self._any = _channel(config, target, False) if is_balanced(target) else self._channel
         self._channel.get_state(try_to_connect=True)
         self.generation = v1.GenerationServiceStub(self._channel)
         self.models = v1.ModelServiceStub(self._channel)
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+        self._any_health: Any = health_pb2_grpc.HealthStub(self._any)
 
     async def close(self) -> None:
         await self._channel.close()
+        await self._any.close()
 
     @property
     def has_own_key(self) -> bool:
@@ -69,24 +87,29 @@ class Upstream:
         self, model: str, metadata: Metadata
     ) -> tuple[v1.GetModelInfoResponse, v1.GetServerInfoResponse]:
         """Raises AioRpcError."""
-        info: v1.GetModelInfoResponse
-        server: v1.GetServerInfoResponse
-        info, server = await asyncio.gather(
-            self.models.GetModelInfo(
-                v1.GetModelInfoRequest(model=model), timeout=self.timeout_s, metadata=metadata
-            ),
-            self.models.GetServerInfo(
-                v1.GetServerInfoRequest(), timeout=self.timeout_s, metadata=metadata
-            ),
-        )
-        return info, server
+
+        async def ask(timeout_s: float | None) -> tuple[Any, Any]:
+            return await asyncio.gather(
+                self.models.GetModelInfo(
+                    v1.GetModelInfoRequest(model=model), timeout=timeout_s, metadata=metadata
+                ),
+                self.models.GetServerInfo(
+                    v1.GetServerInfoRequest(), timeout=timeout_s, metadata=metadata
+                ),
+            )
+
+        return await self.retries.call(ask)
 
     async def why_not_serving(self) -> str | None:
-        """None when the server takes requests, else the reason in words."""
+        """None when a server takes requests, else the reason in words."""
+        request = health_pb2.HealthCheckRequest(service=READY_SERVICE)
         try:
-            reply = await self._health.Check(
-                health_pb2.HealthCheckRequest(service=_SERVICE), timeout=_CHECK_TIMEOUT_S
-            )
+            try:
+                reply = await self._health.Check(request, timeout=_CHECK_TIMEOUT_S)
+            except grpc.aio.AioRpcError:
+                if self._any is self._channel:
+                    raise
+                reply = await self._any_health.Check(request, timeout=_CHECK_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 return "the model server cannot be reached"
@@ -99,31 +122,44 @@ class Upstream:
 
     async def _state(self) -> str:
         try:
-            server = await self.server_info()
+            server = await self._server_info(self._any, self.signed(()))
         except grpc.aio.AioRpcError as error:
             return f"its state is unknown ({error.code().name})"
         name = v1.EngineState.Name(server.state).removeprefix("ENGINE_STATE_")
         words = name.lower().replace("_", " ")
         return f"{words}: {server.state_detail}" if server.state_detail else words
 
-    async def server_info(self, metadata: Metadata = ()) -> v1.GetServerInfoResponse:
-        """Raises AioRpcError; within the time of a health check.
+    async def server_info(self, metadata: Metadata) -> v1.GetServerInfoResponse:
+        """Raises AioRpcError; within the time of a health check. metadata: the client's."""
+        return await self._server_info(self._channel, metadata)
 
-        metadata: the client's, for what a client asks; else the gateway asks for itself.
-        """
-        server: v1.GetServerInfoResponse = await self.models.GetServerInfo(
-            v1.GetServerInfoRequest(),
-            timeout=_CHECK_TIMEOUT_S,
-            metadata=metadata or self.signed(()),
+    async def _server_info(
+        self, channel: grpc.aio.Channel, metadata: Metadata
+    ) -> v1.GetServerInfoResponse:
+        server: v1.GetServerInfoResponse = await v1.ModelServiceStub(channel).GetServerInfo(
+            v1.GetServerInfoRequest(), timeout=_CHECK_TIMEOUT_S, metadata=metadata
         )
         return server
 
 
-def _channel(config: GatewayConfig) -> grpc.aio.Channel:
+def _channel(config: GatewayConfig, target: str, balanced: bool) -> grpc.aio.Channel:
+    """Raises CredentialError."""
     credentials = upstream_credentials(config)
-    if credentials is None:
-        return grpc.aio.insecure_channel(config.server, options=_OPTIONS)
     options = _OPTIONS
-    if config.upstream_name:
-        options += (("grpc.ssl_target_name_override", config.upstream_name),)
-    return grpc.aio.secure_channel(config.server, credentials, options=options)
+    if balanced:
+        options += (
+            ("grpc.service_config", json.dumps(service_config(retries=None, balanced=True))),
+        )
+    name = config.upstream_name
+    if not name and "," in target:
+        name = common_host(target) or ""
+        if not name and credentials is not None:
+            hosts = ", ".join(sorted(hosts_of(target)))
+            raise CredentialError(f"TLS to several hosts ({hosts}) needs upstream_name")
+        if name:
+            options += (("grpc.default_authority", name),)
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    if name:
+        options += (("grpc.ssl_target_name_override", name),)
+    return grpc.aio.secure_channel(target, credentials, options=options)

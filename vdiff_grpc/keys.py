@@ -137,12 +137,18 @@ class KeyRing:
     keys as they were, and is logged once. clock: seconds, never going back.
     """
 
-    def __init__(self, path: str | Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises KeyFileError."""
+    def __init__(
+        self,
+        path: str | Path,
+        clock: Callable[[], float] = time.monotonic,
+        check: Callable[[KeyEntry], None] = lambda entry: None,
+    ) -> None:
+        """Raises KeyFileError. check: raises it for entries that its owner cannot honour."""
         self._path = Path(path)
         self._clock = clock
+        self._check = check
         self._seen = self._signature()
-        self._hashes = _hashes(load(self._path))
+        self._hashes = self._load()
         self._next_check = clock() + _CHECK_EVERY_S
 
     def __len__(self) -> int:
@@ -171,11 +177,17 @@ class KeyRing:
             return
         self._seen = signature
         try:
-            self._hashes = _hashes(load(self._path))
+            self._hashes = self._load()
         except KeyFileError as error:
             logger.error("the API keys stay as they were: %s", error)
         else:
             logger.info("read %d API keys anew", len(self._hashes))
+
+    def _load(self) -> tuple[tuple[str, KeyEntry], ...]:
+        entries = load(self._path)
+        for entry in entries:
+            self._check(entry)
+        return tuple((one, entry) for entry in entries for one in entry.sha256)
 
     def _signature(self) -> tuple[int, ...] | None:
         try:
@@ -183,10 +195,6 @@ class KeyRing:
         except OSError:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino, status.st_dev
-
-
-def _hashes(entries: Sequence[KeyEntry]) -> tuple[tuple[str, KeyEntry], ...]:
-    return tuple((one, entry) for entry in entries for one in entry.sha256)
 
 
 def _plain(entry: KeyEntry) -> dict[str, Any]:

@@ -38,6 +38,14 @@ class SlidingWindow:
         self._forget()
         return self._sum
 
+    @property
+    def reset_ns(self) -> int:
+        """Until nothing is used any more, if nothing else is taken."""
+        self._forget()
+        if not self._taken:
+            return 0
+        return self._taken[-1].time_ns + self._length_ns - self._clock()
+
     def wait_ns(self, amount: int) -> int:
         """0 when there is room for `amount` now, else how long until there is.
 

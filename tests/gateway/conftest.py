@@ -18,6 +18,10 @@ from gateway.config import GatewayConfig
 from tests.conftest import RunningServer, running, tiny_config
 
 
+# All tests call from one address.
+DEFAULTS = {"grace_s": 5.0, "requests_per_minute": 0}
+
+
 class RunningGateway:
     """A Gateway on a loop in a thread of its own."""
 
@@ -25,7 +29,7 @@ class RunningGateway:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gateway-loop")
         self._thread.start()
-        config = GatewayConfig(port=0, server=server, **({"grace_s": 5.0} | settings))
+        config = GatewayConfig(port=0, server=server, **(DEFAULTS | settings))
         self.gateway: Gateway = self.call(Gateway.start(config))
         self.url = self.gateway.url
 

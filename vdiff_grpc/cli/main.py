@@ -115,6 +115,8 @@ def _run(args: argparse.Namespace) -> int:
     _add_addresses(own)
     _, server_args = own.parse_known_args(args.arguments[1:])
     front = ["--server", str(server.reachable), "--host", gateway.host, "--port", str(gateway.port)]
+    if f"{gateway_config.ENV_PREFIX}REQUESTS_PER_MINUTE" not in os.environ:
+        front += ["--requests-per-minute", "0"]  # made for trying out, benchmarks included
     leave_s = max(
         settings.drain_delay_s + settings.grace_s,
         front_settings.drain_delay_s + front_settings.grace_s,
