@@ -135,7 +135,7 @@ def from_rpc(
     rename: from a field's path in GenerationSpec (`sampling.max_new_tokens`) to the name that
     the client used, None where it has none.
     """
-    code = error.code()
+    code = grpc.StatusCode.UNAVAILABLE if is_unavailable(error) else error.code()
     reason, violations, retry_after_s = _details(error)
     message = error.details() or ""
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE.search(message):
@@ -165,6 +165,15 @@ def from_rpc(
         wait_s = 1 if retry_after_s is None else math.ceil(retry_after_s)
         headers["retry-after"] = str(min(max(wait_s, 1), _MAX_RETRY_AFTER_S))
     return ApiError(status, message, kind=kind, param=param, code=api_code, headers=headers)
+
+
+def is_unavailable(error: grpc.aio.AioRpcError) -> bool:
+    """Whether there was no server for the call. One that stops at once cancels what it has:
+    CANCELLED without the reason that our server gives when somebody asked for it."""
+    code = error.code()
+    return code is grpc.StatusCode.UNAVAILABLE or (
+        code is grpc.StatusCode.CANCELLED and not _details(error)[0]
+    )
 
 
 def retry_delay_s(error: grpc.aio.AioRpcError) -> float | None:

@@ -11,10 +11,9 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import grpc
 import grpc.aio
 
-from .errors import retry_delay_s
+from .errors import is_unavailable, retry_delay_s
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -52,7 +51,7 @@ class Retries:
         return await attempt(None if end is None else end - loop.time())
 
     def _wait_s(self, error: grpc.aio.AioRpcError, done: int) -> float | None:
-        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+        if not is_unavailable(error):
             return None
         wanted_s = retry_delay_s(error) or 0.0
         # Full length to twice that: callers that failed together do not come back together.

@@ -17,7 +17,6 @@ from gateway.app import Gateway
 from gateway.config import GatewayConfig
 from tests.conftest import RunningServer, running, tiny_config
 
-
 # All tests call from one address.
 DEFAULTS = {"grace_s": 5.0, "requests_per_minute": 0}
 

@@ -220,7 +220,7 @@ def rpc_error(code: grpc.StatusCode, text: str, *details: Message) -> grpc.aio.A
         (Status.PERMISSION_DENIED, 403, "permission_error"),
         (Status.NOT_FOUND, 404, "invalid_request_error"),
         (Status.RESOURCE_EXHAUSTED, 429, "rate_limit_error"),
-        (Status.CANCELLED, 499, "server_error"),
+        (Status.CANCELLED, 503, "server_error"),  # by a server that stops
         (Status.INTERNAL, 500, "server_error"),
         (Status.UNKNOWN, 500, "server_error"),
         (Status.DATA_LOSS, 500, "server_error"),
@@ -236,6 +236,11 @@ def test_each_status_has_its_http_status(code: grpc.StatusCode, status: int, kin
     assert ("retry-after" in error.headers) == (status in (429, 503))
     if status >= 500:
         assert "secret" not in error.reply.error.message or status == 501
+
+
+def test_what_somebody_cancelled_on_purpose_is_499() -> None:
+    info = error_details_pb2.ErrorInfo(reason="REQUEST_CANCELLED", domain="vdiff")
+    assert from_rpc(rpc_error(Status.CANCELLED, "cancelled", info)).status == 499
 
 
 @pytest.mark.parametrize(("asked_s", "given"), [(0.2, "1"), (1.5, "2"), (7, "7"), (900, "120")])
