@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
-from . import docs, routes
+from . import docs, playground, routes
 from .config import GatewayConfig, load_config
 from .credentials import CredentialError, ServerCertificate
 from .errors import ApiError, internal, own_key_refused, unknown_url
@@ -48,6 +48,8 @@ def create_app(gate: Gate, max_body_bytes: int) -> ASGIApp:
         Route("/openapi.json", docs.openapi_json),
         Route("/docs", docs.docs),
         Route("/redoc", docs.redoc),
+        Route("/playground", playground.page),
+        *playground.FILES,
     ]
     paths: dict[Any, str] = {route.endpoint: route.path_format for route in table}
 
