@@ -30,14 +30,19 @@ def _answer(path: Path, media_type: str) -> Response:
     return Response(path.read_bytes(), media_type=media_type, headers=_HEADERS)
 
 
-def _route(path: Path) -> Route:
+def _route(url: str, path: Path) -> Route:
     answer = _answer(path, _MEDIA_TYPES[path.suffix])
 
     async def file(request: Request) -> Response:
         return answer
 
-    return Route(f"/playground/{path.name}", file)
+    return Route(url, file)
 
 
 _html = _answer(_STATIC / "playground.html", "text/html")
-FILES = [_route(path) for path in sorted((_STATIC / "playground").iterdir())]
+_PARTS = _STATIC / "playground"
+FILES = [
+    *(_route(f"/playground/{path.name}", path) for path in sorted(_PARTS.iterdir())),
+    # What browsers ask for of themselves, on the other pages.
+    _route("/favicon.ico", _PARTS / "icon.svg"),
+]

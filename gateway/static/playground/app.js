@@ -22,7 +22,9 @@ async function begin() {
   } catch (error) {
     return complain(error);
   }
-  if (location.hash.length > 1) form.write(Object.fromEntries(new URLSearchParams(location.hash.slice(1))));
+  follow();
+  // On a narrow screen the settings would push the canvas far down.
+  at("settings").open = innerWidth > 900;
   await learn();
   at("request").addEventListener("submit", (event) => { event.preventDefault(); run(); });
   at("request").addEventListener("keydown", (event) => {
@@ -34,7 +36,7 @@ async function begin() {
   for (const button of document.querySelectorAll("[data-save]")) {
     button.addEventListener("click", () => save(button.dataset.save));
   }
-  addEventListener("hashchange", () => form.write(Object.fromEntries(new URLSearchParams(location.hash.slice(1)))));
+  addEventListener("hashchange", follow);
   document.documentElement.dataset.ready = "";
 }
 
@@ -42,7 +44,7 @@ async function begin() {
 async function learn() {
   try {
     const models = await api.models(form.key);
-    const select = form.parts.model, chosen = select.value || new URLSearchParams(location.hash.slice(1)).get("model");
+    const select = form.parts.model, chosen = select.value || linked().get("model");
     select.replaceChildren(...models.map(({ id }) => el("option", { value: id }, id)));
     if (models.some(({ id }) => id === chosen)) select.value = chosen;
     at("served").textContent = `${models[0].id} · ${models[0].max_model_len} positions at most`;
@@ -106,6 +108,7 @@ repaint.now = () => {
   if (paint !== null) cancelAnimationFrame(paint);
   paint = null;
   replay.extend(moments(recordings));
+  if (!replay.moments.length) views.forEach((view) => view.show(null));
 };
 
 function showMoment(index) {
@@ -152,6 +155,7 @@ function complain(error, slot = "a") {
   const hint = error.status === 401 && !form?.key ? " Enter a key under “Model and key”." : "";
   place.replaceChildren(...[named, named && ": ", error.message, retry, hint].filter(Boolean));
   if (form && error.param) form.blame(error.param, slot);
+  place.scrollIntoView({ block: "nearest" });
 }
 
 // The form in the address: a link to it is a link to the request. Browsers complain of a page that
@@ -165,6 +169,13 @@ function remember() {
   clearTimeout(remembering);
   history.replaceState(null, "", `#${form.read()}`);
 }
+
+// Fills the form from the address, if that is a link to a request.
+function follow() {
+  if (linked().has("mode")) form.write(Object.fromEntries(linked()));
+}
+
+const linked = () => new URLSearchParams(location.hash.slice(1));
 
 async function copyLink() {
   remember();

@@ -30,6 +30,7 @@ export class Form {
     const settings = node.querySelector("#settings-fields");
     for (const name of SETTINGS) settings.append(field(name, this.fields[name], name));
     for (const slot of SLOTS) {
+      this.showParameters(slot);
       this.parts[`${slot}.type`].addEventListener("change", () => this.showParameters(slot));
     }
     this.offer(null);
@@ -50,9 +51,8 @@ export class Form {
       const types = [...this.strategies.keys()].filter((type) => !model || model.strategies.includes(type));
       select.replaceChildren(el("option", { value: "" }, "Model’s default"),
         ...types.map((type) => el("option", { value: type }, words(type))));
-      if (types.includes(chosen)) select.value = chosen;
-      else if (slot === "b" && !chosen) select.value = types[0];
-      this.showParameters(slot);
+      select.value = types.includes(chosen) ? chosen : slot === "b" ? types[0] : "";
+      if (select.value !== chosen) this.showParameters(slot);
     }
     this.parts.suffix.disabled = Boolean(model) && !model.supports_infill;
     this.node.elements.mode.forEach((radio) => {
@@ -98,7 +98,9 @@ export class Form {
   }
 
   fill(mode, value) {
-    const values = { ...value, mode, prompt: value.prompt || value.messages.at(-1).content };
+    const { seed, compare, model } = this.parts;
+    const kept = { seed: seed.value, model: model.value, compare: compare.checked ? "1" : "" };
+    const values = { ...kept, ...value, mode, prompt: value.prompt || value.messages.at(-1).content };
     values.max_tokens = value.max_completion_tokens || value.max_tokens;
     for (const [name, one] of Object.entries(value.strategy || {})) values[`a.${name}`] = one;
     this.write(values);

@@ -23,41 +23,41 @@ export class Film {
     this.pen.font = FONT;
     this.panels = recordings.map((recording, i) => ({ recording, x: i * PANEL, ...this.layout(recording) }));
     this.width = PANEL * this.panels.length;
-    this.height = HEAD + Math.max(...this.panels.map((panel) => panel.lines)) * LINE + PAD;
+    this.height = HEAD + Math.max(...this.panels.map((panel) => panel.rows)) * LINE + PAD;
   }
 
   // Where each position stands: as wide as its widest text, so that nothing moves.
   layout(recording) {
     const { frames, last } = recording, spots = [];
-    if (!last) return { spots, lines: 1 };
+    if (!last) return { spots, rows: 1 };
     const open = last.cells.map((cell) => cell.state !== "given");
     const near = (p) => open.slice(Math.max(0, p - GIVEN), p + GIVEN + 1).includes(true);
-    const space = this.measure(" ") - 2 * INSET;
+    const space = this.pen.measureText(" ").width;
     const widths = last.cells.map((cell) => (cell.state === "masked" ? MASK : 0)), seen = last.cells.map(() => null);
     for (const { cells } of frames) {
       cells.forEach((cell, p) => {
         if (cell === seen[p]) return;
         seen[p] = cell;
-        if (cell.state !== "masked") widths[p] = Math.max(widths[p], this.measure(parts(cell).text));
+        if (cell.state !== "masked") widths[p] = Math.max(widths[p], this.measure(cell));
       });
     }
-    let x = PAD, line = 0;
+    let x = PAD, row = 0;
     const from = last.cells.findIndex((_, p) => near(p));
     for (let p = from; p < last.cells.length && near(p); p++) {
       // A word stays in one piece, as long as a line holds it.
       let width = widths[p];
       if (x > PAD && parts(last.cells[p]).space) x += space;
       for (let q = p + 1; q < last.cells.length && near(q) && joins(last.cells[q]); q++) width += widths[q];
-      if (x + Math.min(width, PANEL / 2) > PANEL - PAD && x > PAD) [x, line] = [PAD, line + 1];
-      spots.push({ position: p, x, line, width: widths[p] });
+      if (x + Math.min(width, PANEL / 2) > PANEL - PAD && x > PAD) [x, row] = [PAD, row + 1];
+      spots.push({ position: p, x, row, width: widths[p] });
       x += widths[p] + (last.cells[p].state === "given" ? 0 : 2);
-      if (last.cells[p].text.includes("\n")) [x, line] = [PAD, line + 1];
+      if (last.cells[p].text.includes("\n")) [x, row] = [PAD, row + 1];
     }
-    return { spots, lines: line + 1 };
+    return { spots, rows: row + 1 };
   }
 
-  measure(text) {
-    return this.pen.measureText(text.replace("\n", "")).width + 2 * INSET;
+  measure(cell) {
+    return this.pen.measureText(line(cell)).width + 2 * inset(cell);
   }
 
   // What the style sheet says of an element of these classes.
@@ -109,18 +109,18 @@ export class Film {
     pen.fillStyle = this.colour("accent").color;
     pen.fillRect(left + PAD, top + 42, ((PANEL - 2 * PAD) * frame.filled) / Math.max(1, recording.total), 3);
     pen.font = FONT;
-    for (const { position, x, line, width } of spots) {
-      this.cell(frame.cells[position], frame.fresh.get(position), left + x, top + HEAD + line * LINE, width);
+    for (const { position, x, row, width } of spots) {
+      this.cell(frame.cells[position], frame.fresh.get(position), left + x, top + HEAD + row * LINE, width);
     }
   }
 
   cell(cell, kind, x, y, width) {
     const { pen } = this;
     const names = look(cell, kind), { color, backgroundColor, outlineColor } = this.colour(names);
-    const masked = cell.state === "masked", inset = masked ? 8 : 3;
+    const masked = cell.state === "masked", margin = masked ? 8 : 3;
     pen.fillStyle = backgroundColor;
     pen.beginPath();
-    pen.roundRect(x, y + inset, width, LINE - 2 * inset, 4);
+    pen.roundRect(x, y + margin, width, LINE - 2 * margin, 4);
     pen.fill();
     if (kind) {
       pen.strokeStyle = outlineColor;
@@ -131,7 +131,7 @@ export class Film {
     }
     if (masked) return;
     pen.fillStyle = color;
-    pen.fillText(parts(cell).text.replace("\n", ""), x + INSET, y + LINE / 2 + 1);
+    pen.fillText(line(cell), x + inset(cell), y + LINE / 2 + 1);
   }
 
   async gif() {
@@ -156,4 +156,6 @@ export class Film {
   }
 }
 
+const inset = (cell) => (cell.state === "given" ? 0 : INSET);
+const line = (cell) => parts(cell).text.replaceAll("\n", "");
 const joins = (cell) => cell.state !== "masked" && /^\S/.test(cell.text);

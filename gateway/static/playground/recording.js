@@ -144,6 +144,6 @@ export function title(strategy) {
   if (!strategy) return "Model’s default";
   const { type, ...parameters } = strategy;
   const words = type[0].toUpperCase() + type.slice(1).replaceAll("_", " ");
-  const set = Object.entries(parameters).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`);
-  return [words, ...set].join(", ");
+  const set = Object.entries(parameters).map(([name, value]) => `${name} ${value}`.replaceAll("_", " "));
+  return [words, set.join(", ")].filter(Boolean).join(" · ");
 }

@@ -57,7 +57,7 @@ export class View {
     this.node = el("article", { class: "run", "aria-label": letter ? `${letter}: ${name}` : name },
       el("h2", {}, letter ? el("span", { class: "letter" }, letter) : null, el("span", {}, name),
         el("span", { class: "seed" }, `seed ${seed}`)),
-      el("dl", { class: "figures" }, figure("passes", "Forward passes"), figure("rate", "Tokens per pass"),
+      el("dl", { class: "figures" }, figure("passes", "Forward passes"), figure("rate", "Tokens / pass"),
         figure("filled", "Filled"), figure("seconds", "Time")),
       this.problem, this.canvas, this.hint,
       el("h3", {}, "Committed text"), this.text);
@@ -71,6 +71,7 @@ export class View {
     const { recording } = this;
     this.problem.hidden = !recording.problem;
     this.problem.textContent = recording.problem || "";
+    this.node.classList.toggle("refused", Boolean(recording.problem) && !frame);
     if (!frame) return;
     this.paint(frame);
     this.canvas.classList.toggle("ended", frame === recording.last && recording.end !== null);
@@ -91,7 +92,6 @@ export class View {
   // Cells that are as they were keep their element: only what changed is touched.
   paint(frame) {
     const before = this.frame;
-    if (frame === before && frame.cells === this.cells) return;
     frame.cells.forEach((cell, position) => {
       const kind = frame.fresh.get(position);
       const same = before && this.cells[position] === cell && this.kinds[position] === kind;
