@@ -57,6 +57,7 @@ async function learn() {
 
 async function run() {
   if (running) return;
+  if (!form.model) await learn(); // the server may have been loading
   complain(null);
   let asked;
   try {
