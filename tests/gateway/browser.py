@@ -26,7 +26,7 @@ def chromium() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, _NAMES)), None)
     assert path, (
         f"the playground's tests need one of {', '.join(_NAMES)} on PATH: "
-        "run `make browser` as root on Debian or Ubuntu, or install Chromium"
+        "run `make browser` as root on Debian, or install Chromium"
     )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=_FLAGS)

@@ -18,6 +18,7 @@ import gateway.playground
 from tests.conftest import RunningServer
 from tests.gateway.browser import Tab, chromium
 from tests.gateway.conftest import RunningGateway, eventually
+from vdiff_grpc import keys
 
 PROMPT = "Once upon a time"
 FILLED = ".run .cell.filled"
@@ -309,6 +310,28 @@ def test_a_gateway_that_is_gone_is_said_so(tab: Tab) -> None:
     tab.page.route("**/v1/completions", lambda route: route.abort())
     tab.run()
     assert tab.page.get_by_role("alert").inner_text() == "The gateway cannot be reached."
+
+
+def test_a_key_is_asked_for_where_the_server_wants_one(
+    tab_of: Callable[..., Tab],
+    serve: Callable[..., RunningServer],
+    gateway_over: Callable[..., RunningGateway],
+    tmp_path: Path,
+) -> None:
+    key = keys.new_key()
+    keys.save(tmp_path / "keys.json", [keys.KeyEntry("web", (keys.digest(key),))])
+    server = serve(model="demo", api_keys=str(tmp_path / "keys.json"))
+    tab = tab_of(gateway_over(server.address).url)
+    tab.open()
+    problem = tab.page.get_by_role("alert")
+    assert problem.inner_text().endswith("Enter a key under “Model and key”.")
+    tab.page.locator("summary", has_text="Model and key").click()
+    tab.fill(key=key)
+    tab.page.keyboard.press("Tab")
+    problem.wait_for(state="hidden")
+    tab.fill(max_tokens="8")
+    tab.run()
+    assert num_filled(tab) == 8
 
 
 def test_stop_frees_the_row(tab: Tab, demo: RunningServer) -> None:
