@@ -18,7 +18,7 @@ import gateway.playground
 from tests.conftest import RunningServer
 from tests.gateway.browser import Tab, chromium
 from tests.gateway.conftest import RunningGateway, eventually
-from vdiff_grpc import keys
+from vdiff_grpc import keys, v1
 
 PROMPT = "Once upon a time"
 FILLED = ".run .cell.filled"
@@ -116,11 +116,11 @@ def test_the_gap_before_a_suffix_is_filled(tab: Tab, http: httpx.Client) -> None
 
 
 def test_the_form_has_every_strategy_of_the_model_with_its_parameters(
-    tab: Tab, http: httpx.Client
+    tab: Tab, demo: RunningServer
 ) -> None:
     options = tab.page.locator("[name='a.type'] option")
     offered = {option.get_attribute("value") for option in options.all()} - {""}
-    assert offered == set(http.get("/v1/models").json()["data"][0]["strategies"])
+    assert offered == set(demo.model.GetModelInfo(v1.GetModelInfoRequest()).strategies)
     assert "uniform_noise" not in offered
     tab.page.select_option("[name='a.type']", "remdm")
     names = [

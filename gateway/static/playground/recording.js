@@ -58,6 +58,7 @@ export class Recording {
     return { passes, rate: passes ? tokens / passes : 0, seconds: frame === this.last ? this.seconds : frame.seconds };
   }
 
+  // tokens: empty where the model's server is of before it told them.
   start({ spans, tokens, mask_token_id: maskId }) {
     this.maskId = maskId;
     const cells = [];
@@ -65,7 +66,7 @@ export class Recording {
       for (let i = 0; i < length; i++) {
         const given = kind === "prompt" || kind === "frozen";
         cells.push(given
-          ? { state: "given", span: kind, text: tokens[cells.length], confidence: 0, step: -1 }
+          ? { state: "given", span: kind, text: tokens[cells.length] ?? "", confidence: 0, step: -1 }
           : masked(kind));
       }
     }
@@ -99,7 +100,7 @@ export class Recording {
         fresh.set(position, "remask");
         return masked(cell.span);
       }
-      const [text, confidence] = [snapshot.tokens[position], snapshot.confidences[position]];
+      const [text, confidence] = [snapshot.tokens[position] ?? "", snapshot.confidences[position]];
       if (cell.state !== "masked" && cell.text === text && cell.confidence === confidence) return cell;
       fresh.set(position, cell.state === "masked" ? "unmask" : "revise");
       return filled(cell.span, text, confidence, snapshot.step);
