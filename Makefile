@@ -8,7 +8,7 @@ MODEL ?= demo
 STUBS := vdiff_grpc/v1/generation_pb2.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install stubs run demo check format test test-all bench clean
+.PHONY: install stubs run demo check format browser test test-all bench clean
 
 install: $(VENV)/.installed $(STUBS)
 
@@ -43,10 +43,19 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: check
+# The playground's tests drive the system's own Chromium.
+browser:
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; \
+	else \
+		echo 'The tests need Chromium or Chrome on PATH: install it, or run "make browser" as root on Debian.' >&2; exit 1; \
+	fi >/dev/null
+
+test: check browser
 	$(BIN)/pytest -m "not long"
 
-test-all: check
+test-all: check browser
 	$(BIN)/pytest
 
 bench: install

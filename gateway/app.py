@@ -24,7 +24,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from vdiff_grpc.keys import KeyFileError, KeyRing
 
-from . import docs, routes
+from . import docs, playground, routes
 from .access import AccessControl, key_ring
 from .config import GatewayConfig, load_config, split
 from .credentials import CredentialError, ServerCertificate
@@ -68,6 +68,8 @@ def create_app(gate: Gate, config: GatewayConfig, ring: KeyRing | None = None) -
         Route("/openapi.json", docs.openapi_json),
         Route("/docs", docs.docs),
         Route("/redoc", docs.redoc),
+        Route("/playground", playground.page),
+        *playground.FILES,
     ]
     paths: dict[Any, str] = {route.endpoint: route.path_format for route in table}
 

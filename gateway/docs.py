@@ -286,6 +286,9 @@ def _paths() -> dict[str, Any]:
         },
         "/docs": {"get": _html("docs", "The document as a page, to read and to try")},
         "/redoc": {"get": _html("redoc", "The document as a page, to read")},
+        "/playground": {
+            "get": _html("playground", "Watch the canvas fill in, and compare strategies")
+        },
     }
 
 

@@ -100,6 +100,11 @@ class CanvasSpan(Struct, frozen=True):
     length: int
 
 
+_CanvasTokens = Annotated[
+    list[str], Meta(description="Each token alone, for display; empty where nothing is yet.")
+]
+
+
 class DiffusionStart(Struct, frozen=True, tag_field="kind", tag="start"):
     """The canvas before the first step; position 0 is the first prompt token."""
 
@@ -107,6 +112,7 @@ class DiffusionStart(Struct, frozen=True, tag_field="kind", tag="start"):
     token_ids: list[int]
     mask_token_id: int
     spans: list[CanvasSpan]
+    tokens: _CanvasTokens
 
 
 class _DiffusionStep(Struct, frozen=True):
@@ -144,6 +150,7 @@ class DiffusionSnapshot(Struct, frozen=True, tag_field="kind", tag="snapshot"):
     positions: list[int]
     token_ids: list[int]
     confidences: list[float]
+    tokens: _CanvasTokens
 
 
 class DiffusionEnd(Struct, frozen=True, tag_field="kind", tag="end"):
@@ -205,6 +212,11 @@ class Model(Struct, frozen=True):
     owned_by: str
     revision: str
     max_model_len: Annotated[int, Meta(description="Prompt and generated tokens together.")]
+    strategies: Annotated[
+        list[str], Meta(description="The types of `strategy` that the model can decode by.")
+    ]
+    supports_infill: Annotated[bool, Meta(description="Whether `suffix` is taken.")]
+    supports_chat: Annotated[bool, Meta(description="Whether it has a chat template.")]
 
 
 class ModelList(Struct, frozen=True):

@@ -278,6 +278,9 @@ def model(
         owned_by="vdiff-grpc",
         revision=info.revision,
         max_model_len=info.limits.max_canvas_tokens,
+        strategies=list(info.strategies),
+        supports_infill=info.supports_infill,
+        supports_chat=info.has_chat_template,
     )
 
 
@@ -332,6 +335,7 @@ def _start(index: int, layout: v1.CanvasLayout) -> openai.DiffusionStart:
         list(layout.token_ids),
         layout.mask_token_id,
         [openai.CanvasSpan(_SPAN_KINDS[span.kind], span.length) for span in layout.spans],
+        list(layout.texts),
     )
 
 
@@ -357,6 +361,7 @@ def _snapshot(index: int, snapshot: v1.CanvasSnapshot) -> openai.DiffusionSnapsh
         list(range(len(snapshot.token_ids))),
         list(snapshot.token_ids),
         _rounded(snapshot.confidences),
+        list(snapshot.texts),
     )
 
 

@@ -110,6 +110,21 @@ def test_a_snapshot_takes_texts_that_earlier_updates_taught() -> None:
     assert output.step == 3
 
 
+def test_texts_of_the_layout_and_of_a_snapshot_are_taken() -> None:
+    layout = v1.CanvasLayout(texts=["A", " b", *[""] * HOLE, "."])
+    layout.MergeFrom(LAYOUT)
+    canvas = Canvas()
+    canvas.apply(started(layout=layout))
+    assert canvas.outputs[0].texts == ["A", " b", *[None] * HOLE, "."]
+    snapshot = v1.CanvasSnapshot(
+        token_ids=[10, 11, 30, MASK, 31, MASK, MASK, 12],
+        confidences=[0] * 8,
+        texts=["A", " b", " sun", "", " up", "", "", "."],
+    )
+    canvas.apply(v1.StreamGenerateResponse(snapshot=snapshot))
+    assert canvas.outputs[0].texts == ["A", " b", " sun", None, " up", None, None, "."]
+
+
 def test_committed_alone_fills_the_canvas_and_joins_split_characters() -> None:
     layout = v1.CanvasLayout(spans=LAYOUT.spans, mask_token_id=MASK)
     canvas = Canvas()

@@ -9,6 +9,9 @@ import httpx
 import openai
 import pytest
 
+from gateway import replies
+from gateway.convert import parse_completion
+from gateway.openai_replies import ENCODER
 from tests.conftest import RunningServer
 from vdiff_grpc import v1
 
@@ -130,6 +133,10 @@ def test_applying_the_diffusing_chunks_gives_the_final_canvas(
                 prompts[choice.index] = diffusion["spans"][0]["length"]
                 holes = diffusion["token_ids"][prompts[choice.index] :]
                 assert holes == [diffusion["mask_token_id"]] * 24
+                texts = diffusion["tokens"]
+                assert len(texts) == len(diffusion["token_ids"])
+                assert all(texts[: prompts[choice.index]])
+                assert not any(texts[prompts[choice.index] :])
             case "unmask" | "revise" | "remask":
                 columns = [diffusion[k] for k in ("token_ids", "tokens", "confidences")]
                 assert {len(column) for column in columns} == {len(diffusion["positions"])}
@@ -149,6 +156,27 @@ def test_applying_the_diffusing_chunks_gives_the_final_canvas(
         assert ends[output.index]["forward_passes"] == output.end.forward_passes
     # A diffusion model does not write left to right.
     assert any(positions != sorted(positions) for positions in shown.values())
+
+
+def test_a_snapshot_tells_its_tokens_texts() -> None:
+    job = parse_completion(json.dumps(FIELDS | {"stream": True, "diffusing": True}).encode())
+    stream = replies.CompletionStream(job)
+    stream.start([v1.Started(resolved={"sampling": {"n": 1}})])
+    snapshot = v1.CanvasSnapshot(
+        step=3, forward_passes=4, token_ids=[7, 2], confidences=[0.25, 0], texts=[" a", ""]
+    )
+    (chunk,) = stream.event(0, v1.StreamGenerateResponse(snapshot=snapshot))
+    assert json.loads(ENCODER.encode(chunk))["diffusion"] == {
+        "kind": "snapshot",
+        "index": 0,
+        "step": 3,
+        "block": 0,
+        "forward_passes": 4,
+        "positions": [0, 1],
+        "token_ids": [7, 2],
+        "confidences": [0.25, 0.0],
+        "tokens": [" a", ""],
+    }
 
 
 def test_the_steps_do_not_disturb_the_text(client: openai.OpenAI) -> None:

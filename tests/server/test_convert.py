@@ -99,7 +99,7 @@ def test_explicit_zeros_are_not_silence() -> None:
 def test_the_surplus_of_a_last_block_is_a_span_of_its_own() -> None:
     info = dataclasses.replace(INFO, block_length=4, mask_token_id=None)
     asked = Request(TokensPrompt((1, 2, 3)), RequestParams(max_new_tokens=3))
-    event = replies.started(info, resolve(asked, info, LIMITS, None))
+    event = replies.started(info, resolve(asked, info, LIMITS, None), None)
     layout = event.started.layout
     assert [(span.kind, span.length) for span in layout.spans] == [
         (v1.SPAN_KIND_PROMPT, 3),

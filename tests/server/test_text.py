@@ -57,6 +57,35 @@ def test_text_before_a_suffix_is_a_hole_between_both(demo: RunningServer) -> Non
     assert list(output.hole_texts) == [output.text]
 
 
+def test_the_layout_and_each_snapshot_tell_their_tokens_texts(demo: RunningServer) -> None:
+    spec = asked(suffix=" The end.", sampling={"ignore_eos": True})
+    updates: dict[int, list[str]] = {}
+    for event in demo.generation.StreamGenerate(stream(spec, v1.GRANULARITY_STEPS)):
+        if event.HasField("started"):
+            layout = event.started.layout
+            canvas = list(layout.texts)
+            assert "".join(canvas) == "<|bos|>Once upon a time The end."
+            for token_id, text in zip(layout.token_ids, canvas, strict=True):
+                assert (token_id == layout.mask_token_id) == (text == "")
+        elif event.HasField("step_update"):
+            update = event.step_update
+            for position, text in zip(update.positions, update.texts, strict=True):
+                canvas[position] = text
+            updates[update.step] = canvas.copy()
+    assert len(updates) > 2
+    snapshots = demo.generation.StreamGenerate(stream(spec, v1.GRANULARITY_SNAPSHOTS))
+    assert updates == {
+        event.snapshot.step: list(event.snapshot.texts)
+        for event in snapshots
+        if event.HasField("snapshot")
+    }
+
+
+def test_a_stream_of_committed_text_alone_does_not_carry_the_canvas(demo: RunningServer) -> None:
+    layout = next(iter(demo.generation.StreamGenerate(stream(asked())))).started.layout
+    assert (len(layout.spans), list(layout.token_ids), list(layout.texts)) == (2, [], [])
+
+
 def test_committed_text_and_tokens_are_those_of_the_unary_reply(demo: RunningServer) -> None:
     spec = asked(sampling={"temperature": 1.0, "n": 2, "ignore_eos": True, "max_new_tokens": 48})
     texts = ["", ""]

@@ -22,8 +22,8 @@ class OutputCanvas:
 
     token_ids: the mask token's id where nothing is yet.
     confidences: 0 for given and masked positions.
-    texts: for display; None where it is masked, given or not known. Before a token is
-        committed, its own text alone, with broken UTF-8 replaced.
+    texts: for display; None where it is masked or not known. Until a token is committed
+        (a given one always), its own text alone, with broken UTF-8 replaced.
     masked: whether the position is still open.
     step: the last denoising step, from 0; -1 before the first.
     fresh: the positions that the last event changed.
@@ -60,7 +60,7 @@ class Canvas:
         self.finished: v1.Finished | None = None
         self.spans: list[tuple[v1.SpanKind, int, int]] = []
         self.outputs: list[OutputCanvas] = []
-        # Snapshots bring ids without texts: what other events said about an id is kept.
+        # A server of before CanvasSnapshot.texts: what other events said about an id is kept.
         self._texts: dict[int, str] = {}
 
     @property
@@ -118,12 +118,16 @@ class Canvas:
         token_ids = list(started.layout.token_ids) or [
             mask_id if is_masked else UNKNOWN_ID for is_masked in masked
         ]
+        texts = started.layout.texts
         self.outputs = [
             OutputCanvas(
                 index=index,
                 token_ids=token_ids.copy(),
                 confidences=[0.0] * position,
-                texts=[None] * position,
+                texts=[
+                    texts[i] if texts and not is_masked else None
+                    for i, is_masked in enumerate(masked)
+                ],
                 masked=masked.copy(),
                 hole_texts=[""] * len(self.holes),
             )
@@ -151,10 +155,12 @@ class Canvas:
         for positions in self.to_fill:
             for position in positions:
                 token_id = snapshot.token_ids[position]
+                masked = token_id == mask_id
                 if token_id != output.token_ids[position]:
                     fresh.append(position)
-                    output.texts[position] = self._texts.get(token_id)
-                output.masked[position] = token_id == mask_id
+                    text = snapshot.texts[position] if snapshot.texts else self._texts.get(token_id)
+                    output.texts[position] = None if masked else text
+                output.masked[position] = masked
         output.token_ids = list(snapshot.token_ids)
         output.confidences = list(snapshot.confidences)
         output.step, output.block = snapshot.step, snapshot.block

@@ -52,13 +52,13 @@ class GenerationService(v1.GenerationServiceServicer):
     ) -> AsyncIterator[v1.StreamGenerateResponse]:
         with requests.located("options"):
             granularity, stride = requests.stream_options(request.options)
-        info = self._engine.info
+        info, tokenizer = self._engine.info, self._engine.tokenizer
         async with await self._submit(request.spec, call, granularity, stride) as stream:
-            yield replies.started(info, stream.request)
+            yield replies.started(info, stream.request, tokenizer)
             async for event in stream:
                 if isinstance(event, types.Finished):
                     _note(call, event)
-                yield replies.stream_response(stream.request, event)
+                yield replies.stream_response(info, stream.request, event, tokenizer)
 
     async def CancelRequest(  # type: ignore[override]  # noqa: N802
         self, request: v1.CancelRequestRequest, call: Call

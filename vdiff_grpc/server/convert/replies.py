@@ -10,6 +10,7 @@ from vdiff_grpc import v1
 from vdiff_grpc.config import ServerConfig
 from vdiff_grpc.engine import types
 from vdiff_grpc.engine.prompts import MAX_SEGMENTS
+from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.server.convert.strategies import set_strategy
 from vdiff_grpc.server.usage import Used
 
@@ -28,7 +29,9 @@ def generate_response(
     )
 
 
-def started(info: types.ModelInfo, request: types.ResolvedRequest) -> v1.StreamGenerateResponse:
+def started(
+    info: types.ModelInfo, request: types.ResolvedRequest, tokenizer: Tokenizer | None
+) -> v1.StreamGenerateResponse:
     layout = v1.CanvasLayout(
         spans=[
             v1.CanvasSpan(kind=f"SPAN_KIND_{span.kind.name}", length=span.length)
@@ -38,6 +41,7 @@ def started(info: types.ModelInfo, request: types.ResolvedRequest) -> v1.StreamG
     )
     if request.granularity is not types.Granularity.COMMITTED:
         layout.token_ids.extend(request.canvas)
+        layout.texts.extend(_texts(request.canvas, info, tokenizer))
     return v1.StreamGenerateResponse(
         started=v1.Started(
             request_id=request.request_id,
@@ -51,13 +55,17 @@ def started(info: types.ModelInfo, request: types.ResolvedRequest) -> v1.StreamG
 
 
 def stream_response(
-    request: types.ResolvedRequest, event: types.Event
+    info: types.ModelInfo,
+    request: types.ResolvedRequest,
+    event: types.Event,
+    tokenizer: Tokenizer | None,
 ) -> v1.StreamGenerateResponse:
     match event:
         case types.StepUpdate():
             return v1.StreamGenerateResponse(step_update=_step_update(event))
         case types.CanvasSnapshot():
-            return v1.StreamGenerateResponse(snapshot=_snapshot(event))
+            texts = _texts(event.token_ids, info, tokenizer)
+            return v1.StreamGenerateResponse(snapshot=_snapshot(event, texts))
         case types.Committed():
             committed = v1.Committed(
                 output_index=event.output_index,
@@ -276,7 +284,7 @@ def _step_update(update: types.StepUpdate) -> v1.StepUpdate:
     )
 
 
-def _snapshot(snapshot: types.CanvasSnapshot) -> v1.CanvasSnapshot:
+def _snapshot(snapshot: types.CanvasSnapshot, texts: list[str]) -> v1.CanvasSnapshot:
     return v1.CanvasSnapshot(
         output_index=snapshot.output_index,
         step=snapshot.step,
@@ -284,7 +292,18 @@ def _snapshot(snapshot: types.CanvasSnapshot) -> v1.CanvasSnapshot:
         forward_passes=snapshot.forward_passes,
         token_ids=snapshot.token_ids,
         confidences=snapshot.confidences,
+        texts=texts,
     )
+
+
+def _texts(
+    token_ids: tuple[int, ...], info: types.ModelInfo, tokenizer: Tokenizer | None
+) -> list[str]:
+    """What StepUpdate says of each token; empty where nothing is yet."""
+    if tokenizer is None:
+        return [""] * len(token_ids)
+    text = tokenizer.token_text
+    return ["" if token_id == info.blank_id else text(token_id) for token_id in token_ids]
 
 
 def _least_room(info: types.ModelInfo) -> int:
