@@ -24,9 +24,10 @@ With `stream` the answer is server-sent events, each with its type as `event: ` 
 `response.content_part.added`, a `response.output_text.delta` whenever there is text that can no
 longer change, `response.output_text.done`, `response.content_part.done`,
 `response.output_item.done`, and last `response.completed` or `response.incomplete` with the token
-counts. With `diffusing` there are also events of type `response.diffusion`, whose `diffusion` holds
-what it holds in the chunks of `/v1/chat/completions`. An error after the stream has begun is an
-event `error`, then `response.failed`.
+counts. With `diffusing` there are also `response.output_text.delta` whose `delta` is empty and whose
+`diffusion` holds what it holds in the chunks of `/v1/chat/completions`; the clients' raw streams
+keep it (the helper `responses.stream()` of openai-python passes over it). An error after the stream
+has begun is an event `error`, then `response.failed`.
 """
 
 COMPLETION_EXAMPLES: Examples = {

@@ -1,13 +1,13 @@
 """The Responses API's replies and events as msgspec types, like those of openai_replies.py.
 
-Knows nothing of gRPC. `response.diffusion` is ours: it shows the canvas as it fills in.
+Knows nothing of gRPC. `diffusion` is ours: it shows the canvas as it fills in.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .errors import ErrorObject
 from .openai_replies import Diffusion, TokenLogprob
@@ -160,21 +160,16 @@ class ContentPartDone(_PartEvent, frozen=True, kw_only=True, tag="response.conte
 
 
 class OutputTextDelta(_PartEvent, frozen=True, kw_only=True, tag="response.output_text.delta"):
-    """Text that can no longer change."""
+    """Text that can no longer change. With `diffusion`, which is ours, it is empty."""
 
     delta: str
-    logprobs: list[TokenLogprob]
+    logprobs: list[TokenLogprob] = []
+    diffusion: Diffusion | UnsetType = UNSET
 
 
 class OutputTextDone(_PartEvent, frozen=True, kw_only=True, tag="response.output_text.done"):
     text: str
     logprobs: list[TokenLogprob]
-
-
-class ResponseDiffusion(_Event, frozen=True, kw_only=True, tag="response.diffusion"):
-    """With `diffusing`: the canvas, and what a denoising step did to it."""
-
-    diffusion: Diffusion
 
 
 class ResponseErrorEvent(_Event, frozen=True, kw_only=True, tag="error"):
@@ -198,6 +193,5 @@ ResponseEvent = (
     | ResponseCompleted
     | ResponseIncomplete
     | ResponseFailed
-    | ResponseDiffusion
     | ResponseErrorEvent
 )

@@ -123,8 +123,14 @@ class ResponseEventStream:
         events.append(last(sequence_number=self._next(), response=whole))
         return events
 
-    def _diffusion(self, diffusion: openai.Diffusion) -> out.ResponseDiffusion:
-        return out.ResponseDiffusion(sequence_number=self._next(), diffusion=diffusion)
+    def _diffusion(self, diffusion: openai.Diffusion) -> out.OutputTextDelta:
+        # Not an event of a type of its own: Node's client throws at one that it does not know.
+        return out.OutputTextDelta(
+            sequence_number=self._next(),
+            item_id=self._head.item_id,
+            delta="",
+            diffusion=diffusion,
+        )
 
     def _next(self) -> int:
         self._num_events += 1
