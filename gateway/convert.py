@@ -5,7 +5,6 @@ The way back is replies.py.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -34,7 +33,6 @@ from .strategies import NAMES, set_strategy
 
 _R = TypeVar("_R", bound=CommonFields)
 
-_MESSAGE = re.compile(r"chat\.messages\[(\d+)\](.*)")
 _ROLES = {
     "system": v1.ROLE_SYSTEM,
     "developer": v1.ROLE_SYSTEM,
@@ -47,12 +45,11 @@ _ROLES = {
 class Names:
     """What the client calls fields of GenerationSpec that have another name there.
 
-    prompts: the input of each spec. messages: those of a conversation, in their order.
+    prompts: the input of each spec.
     """
 
     max_new_tokens: str
     prompts: tuple[str, ...] = ("prompt",)
-    messages: tuple[str, ...] = ()
     top_logprobs: str = "top_logprobs"
 
 
@@ -137,11 +134,7 @@ def parse_chat(body: bytes) -> Job:
     spec = _spec(request, _max_new_tokens(request))
     for message in request.messages:
         spec.chat.messages.add(role=_ROLES[message.role], content=_text(message.content))
-    names = Names(
-        _max_tokens_name(request, "max_completion_tokens"),
-        ("messages",),
-        tuple(f"messages[{i}]" for i in range(len(request.messages))),
-    )
+    names = Names(_max_tokens_name(request, "max_completion_tokens"), ("messages",))
     return _job(request, [spec], names, _chat_top_logprobs(request))
 
 
@@ -150,19 +143,15 @@ def parse_response(body: bytes) -> Job:
     request = _decoded(RESPONSE_DECODER, body)
     check_response(request)
     spec = _spec(request, request.max_output_tokens)
-    messages = []
     if request.instructions is not None:
         spec.chat.messages.add(role=v1.ROLE_SYSTEM, content=request.instructions)
-        messages.append("instructions")
     if isinstance(request.input, str):
         spec.chat.messages.add(role=v1.ROLE_USER, content=request.input)
-        messages.append("input")
     else:
-        for i, item in enumerate(request.input):
+        for item in request.input:
             role = _ROLES[str(item.role)]
             spec.chat.messages.add(role=role, content=_text(item.content or ""))
-            messages.append(f"input[{i}]")
-    names = Names("max_output_tokens", ("input",), tuple(messages))
+    names = Names("max_output_tokens", ("input",))
     top_logprobs = (request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None
     return _job(request, [spec], names, top_logprobs)
 
@@ -284,10 +273,6 @@ def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpe
 def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
     """`sampling.max_new_tokens` -> `max_tokens`; None for what the client's API does not have."""
     prompt = names.prompts[prompt_index]
-    if match := _MESSAGE.match(path):
-        name = names.messages[int(match[1])]
-        # A message that is no object has no fields.
-        return name + match[2] if name.endswith("]") else name
     if path.startswith("token_ids"):
         return prompt + path.removeprefix("token_ids").removeprefix(".ids")
     if path.startswith(("text", "input", "chat")):

@@ -14,7 +14,7 @@ from . import openai_replies as openai
 from . import replies, sse
 from . import response_replies as out
 from .convert import Job
-from .errors import ErrorReply
+from .errors import ErrorReply, internal
 from .openai_responses import ResponseRequest
 from .response_replies import ResponseEvent
 
@@ -38,7 +38,7 @@ class ResponseEventStream:
         self._num_events = 0
         self._texts: list[str] = []
         self._logprobs: list[openai.TokenLogprob] = []
-        self._ending: list[ResponseEvent] = []
+        self._finished: v1.Finished | None = None
 
     def start(self, started: Sequence[v1.Started]) -> list[ResponseEvent]:
         (first,) = started
@@ -77,12 +77,32 @@ class ResponseEventStream:
             case "snapshot":
                 return [self._diffusion(replies.diffusion_snapshot(0, event.snapshot))]
             case "finished":
-                return self._finished(event.finished)
+                self._finished = event.finished
+                return []
             case _:  # an event of a newer server
                 return []
 
     def finish(self) -> list[ResponseEvent]:
-        return []
+        if self._finished is None:
+            raise internal("the model server's stream did not end with `finished`")
+        (end,) = self._finished.ends
+        head = self._head
+        text, logprobs = "".join(self._texts), self._logprobs
+        part = out.OutputText(text, logprobs=logprobs)
+        whole = head.ended(part, end, self._finished.usage)
+        events: list[ResponseEvent] = []
+        if self._job.diffusing:
+            events.append(self._diffusion(openai.DiffusionEnd(0, end.seed, end.forward_passes)))
+        events += [
+            out.OutputTextDone(
+                sequence_number=self._next(), item_id=head.item_id, text=text, logprobs=logprobs
+            ),
+            out.ContentPartDone(sequence_number=self._next(), item_id=head.item_id, part=part),
+            out.OutputItemDone(sequence_number=self._next(), item=whole.output[0]),
+        ]
+        last = out.ResponseCompleted if whole.status == "completed" else out.ResponseIncomplete
+        events.append(last(sequence_number=self._next(), response=whole))
+        return events
 
     def fail(self, error: ErrorReply) -> list[ResponseEvent]:
         told = error.error
@@ -102,26 +122,6 @@ class ResponseEventStream:
                 response=self._head.response("failed", error=out.ResponseError(code, told.message)),
             ),
         ]
-
-    def _finished(self, finished: v1.Finished) -> list[ResponseEvent]:
-        (end,) = finished.ends
-        head = self._head
-        text, logprobs = "".join(self._texts), self._logprobs
-        part = out.OutputText(text, logprobs=logprobs)
-        whole = head.ended(part, end, finished.usage)
-        events: list[ResponseEvent] = []
-        if self._job.diffusing:
-            events.append(self._diffusion(openai.DiffusionEnd(0, end.seed, end.forward_passes)))
-        events += [
-            out.OutputTextDone(
-                sequence_number=self._next(), item_id=head.item_id, text=text, logprobs=logprobs
-            ),
-            out.ContentPartDone(sequence_number=self._next(), item_id=head.item_id, part=part),
-            out.OutputItemDone(sequence_number=self._next(), item=whole.output[0]),
-        ]
-        last = out.ResponseCompleted if whole.status == "completed" else out.ResponseIncomplete
-        events.append(last(sequence_number=self._next(), response=whole))
-        return events
 
     def _diffusion(self, diffusion: openai.Diffusion) -> out.OutputTextDelta:
         # Not an event of a type of its own: Node's client throws at one that it does not know.

@@ -13,10 +13,15 @@ import pytest
 from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from gateway.convert import parse_response
+from gateway.errors import ApiError
+from gateway.response_replies import ResponseError, ResponseFailed
+from gateway.response_stream import ResponseEventStream
 from tests.conftest import RunningServer
 from tests.gateway.conftest import RunningGateway, eventually
 from tests.gateway.test_docs import validator
 from tests.gateway.test_responses import FIELDS, LOGPROBS, SAID, SEED, chat, respond
+from vdiff_grpc import v1
 
 BODY: dict[str, Any] = FIELDS | {"seed": 1, "stream": True}
 # An answer begins and ends with these; deltas and steps stand between.
@@ -307,3 +312,15 @@ def test_a_partial_answer_is_incomplete(
         for response in (reply.json(), last["response"]):
             assert response["status"] == "incomplete"
             assert response["usage"]["output_tokens"] < 400
+
+
+def test_a_stream_without_its_end_fails_and_a_limit_has_openais_code() -> None:
+    stream = ResponseEventStream(parse_response(json.dumps(BODY).encode()))
+    stream.start([v1.Started(model="demo")])
+    with pytest.raises(ApiError) as caught:
+        stream.finish()
+    assert caught.value.status == 500
+    error, failed = stream.fail(ApiError(429, "full", kind="rate_limit_error").reply)
+    assert isinstance(failed, ResponseFailed)
+    assert failed.response.error == ResponseError("rate_limit_exceeded", "full")
+    assert failed.sequence_number == error.sequence_number + 1
