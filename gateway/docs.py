@@ -126,7 +126,7 @@ _SCHEMAS: tuple[Any, ...] = (
     openai_replies.ChatChunk,
     openai.FimRequest,
     fim_replies.FimCompletion,
-    fim_replies.FimChunkChoice,
+    fim_replies.FimChunk,
     openai_responses.ResponseRequest,
     response_replies.Response,
     openai_replies.ModelList,
@@ -226,7 +226,7 @@ def _paths() -> dict[str, Any]:
                 "Fill the gap between prompt and suffix, or continue a prompt",
                 openai.FimRequest,
                 fim_replies.FimCompletion,
-                "ChatChunk, whose choices are FimChunkChoice",
+                "FimChunk",
                 docs_texts.FIM_EXAMPLES,
                 docs_texts.FIM + _STREAMING,
             )

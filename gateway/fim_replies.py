@@ -15,7 +15,15 @@ from vdiff_grpc import v1
 
 from . import replies
 from .convert import Job
-from .openai_replies import ChatChoice, ChatChunkChoice, ChatLogprobs, Delta, FinishReason, Usage
+from .openai_replies import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatLogprobs,
+    Delta,
+    FinishReason,
+    Usage,
+)
 
 
 class FimChoice(ChatChoice, frozen=True, kw_only=True):
@@ -38,6 +46,10 @@ class FimChunkChoice(ChatChunkChoice, frozen=True, kw_only=True):
     """`text` is `delta.content`, or empty."""
 
     text: str
+
+
+class FimChunk(ChatChunk, frozen=True):
+    choices: Sequence[FimChunkChoice]
 
 
 def fim(job: Job, answers: Sequence[v1.GenerateResponse]) -> FimCompletion:
@@ -64,6 +76,8 @@ def fim(job: Job, answers: Sequence[v1.GenerateResponse]) -> FimCompletion:
 
 
 class FimStream(replies.ChatStream):
+    chunk_type = FimChunk
+
     def _made(
         self,
         index: int,

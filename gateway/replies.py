@@ -222,6 +222,7 @@ class CompletionStream(ChunkStream):
 
 class ChatStream(ChunkStream):
     id_prefix = "chatcmpl"
+    chunk_type: type[ChatChunk] = ChatChunk
 
     def _opening(self, index: int, echo: str) -> list[Chunk]:
         return [self._choice(index, openai.Delta("assistant", ""))]
@@ -268,7 +269,7 @@ class ChatStream(ChunkStream):
         diffusion: openai.Diffusion | UnsetType,
     ) -> Chunk:
         head = self._head
-        return ChatChunk(
+        return self.chunk_type(
             head.id,
             "chat.completion.chunk",
             head.created,

@@ -153,7 +153,13 @@ class _Head:
         assert isinstance(job.request, ResponseRequest)
         token = secrets.token_hex(24)
         return cls(
-            f"resp_{token}", f"msg_{token}", int(time.time()), model, resolved.sampling, job.request
+            f"resp_{token}",
+            f"msg_{token}",
+            int(time.time()),
+            # As the client has it: clients compare.
+            job.request.model or model,
+            resolved.sampling,
+            job.request,
         )
 
     def item(

@@ -146,8 +146,9 @@ def test_replies_are_what_the_document_says(http: httpx.Client) -> None:
     document = http.get("/openapi.json").json()
     whole = validator(document, "FimCompletion")
     whole.validate(fim(http, logprobs=True))
-    choices = validator(document, "FimChunkChoice")
-    for chunk in stream(http, diffusing=True):
-        choices.validate(chunk["choices"][0])
+    chunks = validator(document, "FimChunk")
+    for chunk in stream(http, diffusing=True, stream_options={"include_usage": True}):
+        chunks.validate(chunk)
+    assert not chunks.is_valid(chunk | {"choices": [{"index": 0, "delta": {}}]}), "no text"
     operation = document["paths"]["/v1/fim/completions"]["post"]
     assert "Mistral" in operation["description"]

@@ -108,6 +108,11 @@ def test_the_reply_tells_what_was_used_and_what_was_sent(client: openai.OpenAI) 
     assert (plain.temperature, plain.top_p, plain.metadata) == (0.7, 1.0, {})
 
 
+def test_the_model_is_named_as_the_client_has_it(client: openai.OpenAI) -> None:
+    assert respond(client, model="demo-alias").model == "demo-alias"
+    assert respond(client, model="").model == "demo"
+
+
 def test_instructions_are_the_first_message(client: openai.OpenAI) -> None:
     told = respond(client, instructions="You tell stories.")
     answer = chat(client, ("system", "You tell stories."), ("user", SAID))
