@@ -147,7 +147,7 @@ def document() -> dict[str, Any]:
     # A union has no name of its own.
     components["ResponseEvent"] = schemas[-1]
     # They may be absent only where something is refused for its type.
-    components["ContentPart"]["required"] = components["InputPart"]["required"] = ["type", "text"]
+    components["InputPart"]["required"].append("text")
     components["InputItem"]["required"] = ["role", "content"]
     components["InputItem"]["properties"]["content"]["anyOf"].remove({"type": "null"})
     components["CompletionRequest"]["properties"]["prompt"]["anyOf"] = openai.PROMPT_SCHEMA

@@ -376,15 +376,10 @@ def test_the_reply_is_what_the_document_says(http: httpx.Client, document: dict[
 
 def test_what_the_document_forbids_is_refused(document: dict[str, Any]) -> None:
     request = validator(document, "ResponseRequest")
-    permitted = [f for f, _ in REFUSED if request.is_valid({"input": "Hello"} | f)]
+    permitted = {next(iter(f)) for f, _ in REFUSED if request.is_valid({"input": "Hello"} | f)}
     # They need the model's limits or two fields to be wrong.
-    assert [next(iter(f)) for f in permitted] == [
-        "top_logprobs",
-        "diffusing",
-        "max_output_tokens",
-        "steps",
-        "stop",
-    ]
+    assert permitted <= {"top_logprobs", "diffusing", "max_output_tokens", "steps", "stop"}
+    assert request.is_valid({"input": "Hello"})
 
 
 def test_the_text_is_the_servers_own(client: openai.OpenAI, demo: RunningServer) -> None:
