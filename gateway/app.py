@@ -58,6 +58,11 @@ def create_app(gate: Gate, config: GatewayConfig, ring: KeyRing | None = None) -
     table = [
         Route("/v1/completions", routes.completions(gate), methods=["POST"]),
         Route("/v1/chat/completions", routes.chat_completions(gate), methods=["POST"]),
+        Route("/v1/fim/completions", routes.fim_completions(gate), methods=["POST"]),
+        Route("/v1/responses", routes.responses(gate), methods=["POST"]),
+        Route("/v1/responses/{response_id}", routes.NothingStored(), methods=["GET", "DELETE"]),
+        Route("/v1/responses/{response_id}/cancel", routes.NothingStored(), methods=["POST"]),
+        Route("/v1/responses/{response_id}/input_items", routes.NothingStored(), methods=["GET"]),
         Route("/v1/models", info.models),
         Route("/v1/models/{model:path}", info.model),
         Route("/health", info.health),

@@ -5,8 +5,9 @@ The way back is replies.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TypeVar
 
 import msgspec
 
@@ -17,12 +18,20 @@ from .openai import (
     CHAT_DECODER,
     CHOICES,
     COMPLETION_DECODER,
+    FIM_DECODER,
     MAX_PROMPTS,
+    ChatRequest,
+    CommonFields,
     CompletionRequest,
+    ContentPart,
+    FimRequest,
     GenerationFields,
 )
-from .refusals import check_chat, check_completion
+from .openai_responses import LOGPROBS, RESPONSE_DECODER, InputPart
+from .refusals import check_chat, check_completion, check_fim, check_response
 from .strategies import NAMES, set_strategy
+
+_R = TypeVar("_R", bound=CommonFields)
 
 _ROLES = {
     "system": v1.ROLE_SYSTEM,
@@ -33,28 +42,44 @@ _ROLES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Names:
+    """What the client calls fields of GenerationSpec that have another name there.
+
+    prompts: the input of each spec.
+    """
+
+    max_new_tokens: str
+    prompts: tuple[str, ...] = ("prompt",)
+    top_logprobs: str = "top_logprobs"
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One HTTP request as the gateway works on it.
 
     specs: one per prompt. echoes: the text that stands before each prompt's answers.
-    max_tokens_name: how the client called max_new_tokens. top_logprobs: how many of the most
-    likely tokens are told beside each; None when no probabilities are.
+    top_logprobs: how many of the most likely tokens are told beside each; None when no
+    probabilities are.
     """
 
-    kind: Literal["completion", "chat"]
+    request: CommonFields
     specs: tuple[v1.GenerationSpec, ...]
+    names: Names
     echoes: tuple[str, ...]
-    prompt_is_list: bool
-    stream: bool
     include_usage: bool
-    diffusing: bool
-    max_tokens_name: str
     top_logprobs: int | None
+
+    @property
+    def stream(self) -> bool:
+        return bool(self.request.stream)
+
+    @property
+    def diffusing(self) -> bool:
+        return bool(self.request.diffusing)
 
     def param(self, prompt_index: int, path: str) -> str | None:
         """The client's name for a field of GenerationSpec."""
-        prompt = f"prompt[{prompt_index}]" if self.prompt_is_list else "prompt"
-        return _openai_name(path, self.kind, self.max_tokens_name, prompt)
+        return _client_name(path.removeprefix("spec."), self.names, prompt_index)
 
     def stream_options(self) -> v1.StreamOptions:
         return v1.StreamOptions(
@@ -64,16 +89,13 @@ class Job:
 
 def parse_completion(body: bytes) -> Job:
     """Raises ApiError."""
-    try:
-        request = COMPLETION_DECODER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise from_json(error, body, CHOICES) from None
+    request = _decoded(COMPLETION_DECODER, body)
     check_completion(request)
     specs = []
     echoes = []
     prompt_is_list, prompts = _prompts(request)
     for prompt in prompts:
-        spec = _spec(request)
+        spec = _spec(request, _max_new_tokens(request))
         if isinstance(prompt, str):
             spec.text = prompt
         else:
@@ -83,51 +105,103 @@ def parse_completion(body: bytes) -> Job:
             spec.suffix = request.suffix
         specs.append(spec)
         echoes.append(prompt if request.echo and isinstance(prompt, str) else "")
-    return _job("completion", request, specs, echoes, prompt_is_list, request.logprobs)
+    names = Names(
+        _max_tokens_name(request, "max_tokens"),
+        tuple(f"prompt[{i}]" for i in range(len(specs))) if prompt_is_list else ("prompt",),
+        top_logprobs="logprobs",
+    )
+    return _job(request, specs, names, request.logprobs, echoes)
+
+
+def parse_fim(body: bytes) -> Job:
+    """Raises ApiError."""
+    request = _decoded(FIM_DECODER, body)
+    check_fim(request)
+    spec = _spec(request, _max_new_tokens(request))
+    spec.text = request.prompt
+    if request.suffix is not None:
+        spec.suffix = request.suffix
+    if request.random_seed is not None:
+        spec.sampling.seed = request.random_seed % 2**64
+    names = Names(_max_tokens_name(request, "max_tokens"))
+    return _job(request, [spec], names, _chat_top_logprobs(request))
 
 
 def parse_chat(body: bytes) -> Job:
     """Raises ApiError."""
+    request = _decoded(CHAT_DECODER, body)
+    check_chat(request)
+    spec = _spec(request, _max_new_tokens(request))
+    for message in request.messages:
+        spec.chat.messages.add(role=_ROLES[message.role], content=_text(message.content))
+    names = Names(_max_tokens_name(request, "max_completion_tokens"), ("messages",))
+    return _job(request, [spec], names, _chat_top_logprobs(request))
+
+
+def parse_response(body: bytes) -> Job:
+    """Raises ApiError."""
+    request = _decoded(RESPONSE_DECODER, body)
+    check_response(request)
+    spec = _spec(request, request.max_output_tokens)
+    if request.instructions is not None:
+        spec.chat.messages.add(role=v1.ROLE_SYSTEM, content=request.instructions)
+    if isinstance(request.input, str):
+        spec.chat.messages.add(role=v1.ROLE_USER, content=request.input)
+    else:
+        for item in request.input:
+            role = _ROLES[str(item.role)]
+            spec.chat.messages.add(role=role, content=_text(item.content or ""))
+    names = Names("max_output_tokens", ("input",))
+    top_logprobs = (request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None
+    return _job(request, [spec], names, top_logprobs)
+
+
+def _decoded(decoder: msgspec.json.Decoder[_R], body: bytes) -> _R:
     try:
-        request = CHAT_DECODER.decode(body)
+        return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise from_json(error, body, CHOICES) from None
-    check_chat(request)
-    spec = _spec(request)
-    for message in request.messages:
-        content = message.content
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content if isinstance(part.text, str))
-        spec.chat.messages.add(role=_ROLES[message.role], content=content)
-    top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    return _job("chat", request, [spec], [""], False, top_logprobs)
 
 
 def _job(
-    kind: Literal["completion", "chat"],
-    request: GenerationFields,
+    request: CommonFields,
     specs: list[v1.GenerationSpec],
-    echoes: list[str],
-    prompt_is_list: bool,
+    names: Names,
     top_logprobs: int | None,
+    echoes: Sequence[str] = ("",),
 ) -> Job:
     for spec in specs:
         if top_logprobs:
             spec.sampling.top_logprobs = top_logprobs
-    new_name = request.max_completion_tokens is not None or (
-        kind == "chat" and request.max_tokens is None
-    )
+    options = request.stream_options if isinstance(request, GenerationFields) else None
     return Job(
-        kind=kind,
+        request=request,
         specs=tuple(specs),
+        names=names,
         echoes=tuple(echoes),
-        prompt_is_list=prompt_is_list,
-        stream=bool(request.stream),
-        include_usage=bool(request.stream_options and request.stream_options.include_usage),
-        diffusing=bool(request.diffusing),
-        max_tokens_name="max_completion_tokens" if new_name else "max_tokens",
+        include_usage=bool(options and options.include_usage),
         top_logprobs=top_logprobs,
     )
+
+
+def _max_new_tokens(request: GenerationFields) -> int | None:
+    return request.max_completion_tokens or request.max_tokens
+
+
+def _max_tokens_name(request: GenerationFields, default: str) -> str:
+    if request.max_completion_tokens is not None:
+        return "max_completion_tokens"
+    return default if request.max_tokens is None else "max_tokens"
+
+
+def _chat_top_logprobs(request: ChatRequest | FimRequest) -> int | None:
+    return (request.top_logprobs or 0) if request.logprobs else None
+
+
+def _text(content: str | Iterable[ContentPart | InputPart]) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.text for part in content if isinstance(part.text, str))
 
 
 def _prompts(request: CompletionRequest) -> tuple[bool, list[str | list[int]]]:
@@ -159,11 +233,10 @@ def _mixed_prompt() -> ApiError:
     )
 
 
-def _spec(request: GenerationFields) -> v1.GenerationSpec:
+def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpec:
     """Everything but the input. What the client left out stays absent."""
     spec = v1.GenerationSpec(model=request.model or "")
     sampling, diffusion = spec.sampling, spec.diffusion
-    max_new_tokens = request.max_completion_tokens or request.max_tokens
     if max_new_tokens is not None:
         sampling.max_new_tokens = max_new_tokens
     if request.temperature is not None:
@@ -197,24 +270,22 @@ def _spec(request: GenerationFields) -> v1.GenerationSpec:
 # --- names ------------------------------------------------------------------
 
 
-def _openai_name(path: str, kind: str, max_tokens_name: str, prompt_name: str) -> str | None:
-    """`sampling.max_new_tokens` -> `max_tokens`; None for what OpenAI's API does not have."""
-    path = path.removeprefix("spec.")
-    if path.startswith("chat"):
-        return path.removeprefix("chat").removeprefix(".") or "messages"
+def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
+    """`sampling.max_new_tokens` -> `max_tokens`; None for what the client's API does not have."""
+    prompt = names.prompts[prompt_index]
     if path.startswith("token_ids"):
-        return prompt_name + path.removeprefix("token_ids").removeprefix(".ids")
-    if path.startswith(("text", "input")):
-        return prompt_name
+        return prompt + path.removeprefix("token_ids").removeprefix(".ids")
+    if path.startswith(("text", "input", "chat")):
+        return prompt
     if path in ("model", "suffix"):
         return path
     if path.startswith("sampling.stop"):
         return "stop"
     if path == "sampling.max_new_tokens":
-        return max_tokens_name
+        return names.max_new_tokens
+    if path == "sampling.top_logprobs":
+        return names.top_logprobs
     section, _, name = path.partition(".")
     if section == "diffusion" and (case := name.partition(".")[0]) in NAMES:
         return "strategy" + name.removeprefix(case)
-    if path == "sampling.top_logprobs" and kind == "completion":
-        return "logprobs"
     return name if section in ("sampling", "diffusion") and name else None

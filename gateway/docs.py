@@ -14,7 +14,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from . import openai, openai_replies
+from . import (
+    docs_texts,
+    fim_replies,
+    openai,
+    openai_replies,
+    openai_responses,
+    response_replies,
+)
 from .errors import ErrorReply
 
 _STATIC = Path(__file__).parent / "static"
@@ -59,7 +66,7 @@ _PROBLEMS = {
     400: "A field is wrong, over a limit or not supported; `param` names it. Or not JSON.",
     401: "No API key, or one that the model server does not know.",
     403: "The API key has no right to this.",
-    404: "The model is not served here, or no such URL.",
+    404: "The model is not served here, or there is nothing at this URL.",
     405: "Not with this method.",
     413: "The request body is too large.",
     429: "The waiting queue is full, or the requests or tokens of a minute are used up. `retry-after` says when to come back.",
@@ -83,64 +90,18 @@ _HEADERS = {
         "schema": {"type": "integer", "minimum": 0},
     },
 }
+_RESPONSE_ID = {
+    "name": "response_id",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string"},
+}
 _REQUEST_ID_PARAMETER = {
     "name": "x-request-id",
     "in": "header",
     "required": False,
     "description": "An id of your own, at most 128 printable ASCII characters.",
     "schema": {"type": "string"},
-}
-
-_COMPLETION_EXAMPLES = {
-    "text": {
-        "summary": "Continue a text",
-        "value": {"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0},
-    },
-    "infill": {
-        "summary": "Fill the gap between prompt and suffix",
-        "value": {
-            "prompt": "Once upon a time there was a",
-            "suffix": " who lived in a forest.",
-            "max_tokens": 12,
-        },
-    },
-    "diffusing": {
-        "summary": "Watch the canvas fill in",
-        "value": {
-            "prompt": "The little dog",
-            "max_tokens": 32,
-            "strategy": {"type": "confidence_threshold", "threshold": 0.9},
-            "stream": True,
-            "diffusing": True,
-        },
-    },
-}
-_CHAT_EXAMPLES = {
-    "chat": {
-        "summary": "One answer",
-        "value": {
-            "messages": [{"role": "user", "content": "Tell me a story about a dog."}],
-            "max_completion_tokens": 48,
-        },
-    },
-    "logprobs": {
-        "summary": "With the most likely tokens of every position",
-        "value": {
-            "messages": [{"role": "user", "content": "Tell me a story about a bird."}],
-            "max_completion_tokens": 16,
-            "logprobs": True,
-            "top_logprobs": 2,
-        },
-    },
-    "stream": {
-        "summary": "Streamed, with the token counts at the end",
-        "value": {
-            "messages": [{"role": "user", "content": "Tell me a story about a cat."}],
-            "max_completion_tokens": 48,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        },
-    },
 }
 
 
@@ -165,20 +126,32 @@ _SCHEMAS: tuple[Any, ...] = (
     openai.ChatRequest,
     openai_replies.ChatCompletion,
     openai_replies.ChatChunk,
+    openai.FimRequest,
+    fim_replies.FimCompletion,
+    fim_replies.FimChunk,
+    openai_responses.ResponseRequest,
+    response_replies.Response,
     openai_replies.ModelList,
     openai_replies.Model,
     ErrorReply,
     Health,
     Unavailable,
     Version,
+    response_replies.ResponseEvent,
 )
 
 
 def document() -> dict[str, Any]:
     """The OpenAPI document."""
-    _, components = msgspec.json.schema_components(
+    schemas, components = msgspec.json.schema_components(
         _SCHEMAS, ref_template="#/components/schemas/{name}"
     )
+    # A union has no name of its own.
+    components["ResponseEvent"] = schemas[-1]
+    # They may be absent only where something is refused for its type.
+    components["InputPart"]["required"].append("text")
+    components["InputItem"]["required"] = ["role", "content"]
+    components["InputItem"]["properties"]["content"]["anyOf"].remove({"type": "null"})
     components["CompletionRequest"]["properties"]["prompt"]["anyOf"] = openai.PROMPT_SCHEMA
     return {
         "openapi": "3.1.0",
@@ -236,7 +209,7 @@ def _paths() -> dict[str, Any]:
                 openai.CompletionRequest,
                 openai_replies.Completion,
                 "CompletionChunk",
-                _COMPLETION_EXAMPLES,
+                docs_texts.COMPLETION_EXAMPLES,
             )
         },
         "/v1/chat/completions": {
@@ -246,8 +219,43 @@ def _paths() -> dict[str, Any]:
                 openai.ChatRequest,
                 openai_replies.ChatCompletion,
                 "ChatChunk",
-                _CHAT_EXAMPLES,
+                docs_texts.CHAT_EXAMPLES,
             )
+        },
+        "/v1/fim/completions": {
+            "post": _generation(
+                "createFimCompletion",
+                "Fill the gap between prompt and suffix, or continue a prompt",
+                openai.FimRequest,
+                fim_replies.FimCompletion,
+                "FimChunk",
+                docs_texts.FIM_EXAMPLES,
+                docs_texts.FIM + _STREAMING,
+            )
+        },
+        "/v1/responses": {
+            "post": _generation(
+                "createResponse",
+                "Answer an input",
+                openai_responses.ResponseRequest,
+                response_replies.Response,
+                "ResponseEvent",
+                docs_texts.RESPONSE_EXAMPLES,
+                docs_texts.RESPONSES,
+            )
+        },
+        "/v1/responses/{response_id}": {
+            "parameters": [_RESPONSE_ID],
+            "get": _nothing_stored("retrieveResponse", "An earlier response: not stored"),
+            "delete": _nothing_stored("deleteResponse", "Delete a response: not stored"),
+        },
+        "/v1/responses/{response_id}/cancel": {
+            "parameters": [_RESPONSE_ID],
+            "post": _nothing_stored("cancelResponse", "Cancel a response: not stored"),
+        },
+        "/v1/responses/{response_id}/input_items": {
+            "parameters": [_RESPONSE_ID],
+            "get": _nothing_stored("listInputItems", "The input of a response: not stored"),
         },
         "/v1/models": {
             "get": _get("models", "listModels", "The served model, under each of its names")
@@ -298,7 +306,8 @@ def _generation(
     request: Any,
     reply: Any,
     chunk: str,
-    examples: dict[str, Any],
+    examples: docs_texts.Examples,
+    description: str = _STREAMING,
 ) -> dict[str, Any]:
     answers = _answers(reply, 400, 401, 403, 404, 413, 429, 500, 503, 504)
     answers["200"]["content"]["text/event-stream"] = {
@@ -308,7 +317,7 @@ def _generation(
         "tags": ["generation"],
         "operationId": operation_id,
         "summary": summary,
-        "description": _STREAMING.format(chunk=chunk),
+        "description": description.format(chunk=chunk),
         "parameters": [_REQUEST_ID_PARAMETER],
         "requestBody": {
             "required": True,
@@ -316,6 +325,10 @@ def _generation(
         },
         "responses": answers,
     }
+
+
+def _nothing_stored(operation_id: str, summary: str) -> dict[str, Any]:
+    return _get("generation", operation_id, summary) | {"responses": _problems(404)}
 
 
 def _get(tag: str, operation_id: str, summary: str) -> dict[str, Any]:
@@ -338,7 +351,12 @@ def _html(operation_id: str, summary: str) -> dict[str, Any]:
 
 
 def _answers(reply: Any, *problems: int) -> dict[str, Any]:
-    answers: dict[str, Any] = {"200": _success({"application/json": {"schema": _ref(reply)}})}
+    success = {"200": _success({"application/json": {"schema": _ref(reply)}})}
+    return success | _problems(*problems)
+
+
+def _problems(*problems: int) -> dict[str, Any]:
+    answers: dict[str, Any] = {}
     for status in problems:
         retry = _RETRY_AFTER if status in (429, 503) else {}
         answers[str(status)] = {

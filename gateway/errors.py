@@ -221,7 +221,7 @@ def _plain_message(code: grpc.StatusCode, message: str) -> str:
 
 # --- from JSON --------------------------------------------------------------
 
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_AT = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _FIELD = re.compile(r"^Object (missing required|contains unknown) field `(?P<name>.*)`$")
 _TYPES = re.compile(r"`([^`]*)`")
 _TYPE_NAMES = {"int": "integer", "str": "string", "float": "number", "bool": "boolean"}
@@ -242,7 +242,8 @@ def from_json(
         return invalid(f"the request body is not valid JSON: {why}", None, "invalid_json")
     match = _AT.match(str(error))
     assert match is not None
-    what, path = match["what"], match["path"] or ""
+    # What stands in an object of free keys is told by the object's name.
+    what, path = match["what"], (match["path"] or "").removesuffix("[...]")
     if field := _FIELD.match(what):
         param = f"{path}.{field['name']}" if path else field["name"]
         if what.startswith("Object missing"):

@@ -18,12 +18,25 @@ _UINT32 = 2**32 - 1
 Positive = Annotated[int, Meta(ge=1, le=_UINT32)]
 TokenId = Annotated[int, Meta(ge=0, le=_UINT32)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+TellLogprobs = Annotated[
+    bool | None,
+    Meta(
+        description="Tell each token's logarithmic probability in the forward pass that "
+        "committed it."
+    ),
+]
+TellTopLogprobs = Annotated[
+    TopLogprobs | None,
+    Meta(description="With logprobs: this many of the most likely tokens beside each."),
+]
 
 
-def _only(schema: dict[str, Any], description: str) -> Meta:
+def only(schema: dict[str, Any], description: str) -> Meta:
     """A field of OpenAI's that has only one meaning here; the schema says which values."""
     return Meta(description=description, extra_json_schema=schema)
 
+
+EMPTY_LIST = {"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}
 
 Role = Literal["system", "developer", "user", "assistant"]
 
@@ -34,21 +47,11 @@ class StreamOptions(Struct, kw_only=True):
     ] = None
 
 
-class GenerationFields(Struct, kw_only=True):
-    """What completions and chat have in common."""
+class CommonFields(Struct, kw_only=True):
+    """What all ways to generate have in common."""
 
     model: Annotated[
         str | None, Meta(description="Name of the served model. Absent: the one that is served.")
-    ] = None
-    max_tokens: Annotated[
-        Positive | None,
-        Meta(
-            description="Positions to generate. Default: the server's default_max_new_tokens "
-            "(not OpenAI's 16)."
-        ),
-    ] = None
-    max_completion_tokens: Annotated[
-        Positive | None, Meta(description="The newer name of max_tokens.")
     ] = None
     temperature: Annotated[
         Annotated[float, Meta(ge=0, le=2)] | None,
@@ -73,7 +76,6 @@ class GenerationFields(Struct, kw_only=True):
         ),
     ] = None
     stream: Annotated[bool | None, Meta(description="Answer with server-sent events.")] = None
-    stream_options: StreamOptions | None = None
     ignore_eos: Annotated[
         bool | None, Meta(description="Never generate the model's end tokens.")
     ] = None
@@ -113,20 +115,37 @@ class GenerationFields(Struct, kw_only=True):
     # Refused unless they say nothing.
     logit_bias: Annotated[
         Any,
-        _only(
+        only(
             {"anyOf": [{"type": "object", "maxProperties": 0}, {"type": "null"}]},
             "Not supported.",
         ),
     ] = None
-    presence_penalty: Annotated[Any, _only({"enum": [0, None]}, "Not supported other than 0.")] = (
+    presence_penalty: Annotated[Any, only({"enum": [0, None]}, "Not supported other than 0.")] = (
         None
     )
-    frequency_penalty: Annotated[Any, _only({"enum": [0, None]}, "Not supported other than 0.")] = (
+    frequency_penalty: Annotated[Any, only({"enum": [0, None]}, "Not supported other than 0.")] = (
         None
     )
+    latency_budget_ms: Annotated[Any, only({"type": "null"}, "Not supported.")] = None
+
+
+class GenerationFields(CommonFields, kw_only=True):
+    """What completions, chat and fim have in common."""
+
+    max_tokens: Annotated[
+        Positive | None,
+        Meta(
+            description="Positions to generate. Default: the server's default_max_new_tokens "
+            "(not OpenAI's 16)."
+        ),
+    ] = None
+    max_completion_tokens: Annotated[
+        Positive | None, Meta(description="The newer name of max_tokens.")
+    ] = None
+    stream_options: StreamOptions | None = None
     response_format: Annotated[
         Any,
-        _only(
+        only(
             {
                 "anyOf": [
                     {
@@ -140,7 +159,6 @@ class GenerationFields(Struct, kw_only=True):
             "Not supported other than text.",
         ),
     ] = None
-    latency_budget_ms: Annotated[Any, _only({"type": "null"}, "Not supported.")] = None
 
 
 # OpenAI's own limit. Each is an RPC of its own.
@@ -185,7 +203,20 @@ class CompletionRequest(GenerationFields, kw_only=True):
             "committed it, and this many of the most likely tokens beside it. Not with echo."
         ),
     ] = None
-    best_of: Annotated[Any, _only({"type": ["integer", "null"]}, "Only 1 or n.")] = None
+    best_of: Annotated[Any, only({"type": ["integer", "null"]}, "Only 1 or n.")] = None
+
+
+class FimRequest(GenerationFields, kw_only=True):
+    """POST /v1/fim/completions. Fields that are not listed are accepted and have no effect."""
+
+    prompt: Annotated[str, Meta(description="Text before the gap.")]
+    suffix: Annotated[
+        str | None, Meta(description="Text behind the gap. Absent: the prompt is continued.")
+    ] = None
+    random_seed: Annotated[int | None, Meta(description="Mistral's name of seed.")] = None
+    logprobs: TellLogprobs = None
+    top_logprobs: TellTopLogprobs = None
+    min_tokens: Annotated[Any, only({"enum": [0, None]}, "Not supported other than 0.")] = None
 
 
 class ContentPart(Struct, kw_only=True):
@@ -200,47 +231,29 @@ class ChatMessage(Struct, kw_only=True):
         str | list[ContentPart],
         Meta(description="Text, or text parts, which are joined without anything between them."),
     ]
-    tool_calls: Annotated[
-        Any,
-        _only({"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}, "Not supported."),
-    ] = None
-    function_call: Annotated[Any, _only({"type": "null"}, "Not supported.")] = None
-    audio: Annotated[Any, _only({"type": "null"}, "Not supported.")] = None
+    tool_calls: Annotated[Any, only(EMPTY_LIST, "Not supported.")] = None
+    function_call: Annotated[Any, only({"type": "null"}, "Not supported.")] = None
+    audio: Annotated[Any, only({"type": "null"}, "Not supported.")] = None
 
 
 class ChatRequest(GenerationFields, kw_only=True):
     """POST /v1/chat/completions. Fields that are not listed are accepted and have no effect."""
 
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    logprobs: Annotated[
-        bool | None,
-        Meta(
-            description="Tell each token's logarithmic probability in the forward pass that "
-            "committed it."
-        ),
-    ] = None
-    top_logprobs: Annotated[
-        TopLogprobs | None,
-        Meta(description="With logprobs: this many of the most likely tokens beside each."),
-    ] = None
-    tools: Annotated[
-        Any,
-        _only({"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}, "Not supported."),
-    ] = None
-    tool_choice: Annotated[Any, _only({"enum": ["none", "auto", None]}, "There are no tools.")] = (
+    logprobs: TellLogprobs = None
+    top_logprobs: TellTopLogprobs = None
+    tools: Annotated[Any, only(EMPTY_LIST, "Not supported.")] = None
+    tool_choice: Annotated[Any, only({"enum": ["none", "auto", None]}, "There are no tools.")] = (
         None
     )
-    functions: Annotated[
-        Any,
-        _only({"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}, "Not supported."),
-    ] = None
+    functions: Annotated[Any, only(EMPTY_LIST, "Not supported.")] = None
     function_call: Annotated[
-        Any, _only({"enum": ["none", "auto", None]}, "There are no functions.")
+        Any, only({"enum": ["none", "auto", None]}, "There are no functions.")
     ] = None
-    audio: Annotated[Any, _only({"type": "null"}, "Not supported.")] = None
+    audio: Annotated[Any, only({"type": "null"}, "Not supported.")] = None
     modalities: Annotated[
         Any,
-        _only(
+        only(
             {
                 "anyOf": [
                     {"type": "array", "items": {"const": "text"}},
@@ -250,11 +263,12 @@ class ChatRequest(GenerationFields, kw_only=True):
             "Only text.",
         ),
     ] = None
-    web_search_options: Annotated[Any, _only({"type": "null"}, "Not supported.")] = None
+    web_search_options: Annotated[Any, only({"type": "null"}, "Not supported.")] = None
 
 
 # For error messages: what a field with few values may be.
 CHOICES = {"role": get_args(Role), **choices()}
 
 COMPLETION_DECODER = msgspec.json.Decoder(CompletionRequest)
+FIM_DECODER = msgspec.json.Decoder(FimRequest)
 CHAT_DECODER = msgspec.json.Decoder(ChatRequest)

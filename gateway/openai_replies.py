@@ -5,6 +5,7 @@ Knows nothing of gRPC. `diffusion` is ours: it shows the canvas as it fills in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -200,7 +201,7 @@ class ChatChunk(Struct, frozen=True):
     created: int
     model: str
     system_fingerprint: str
-    choices: list[ChatChunkChoice]
+    choices: Sequence[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     diffusion: Diffusion | UnsetType = UNSET
 

@@ -5,13 +5,22 @@ A field whose value says nothing (`tools: []`) is accepted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from msgspec import UNSET
 
 from .errors import ApiError, invalid, unsupported
-from .openai import ChatMessage, ChatRequest, CompletionRequest, GenerationFields
+from .openai import (
+    ChatMessage,
+    ChatRequest,
+    CommonFields,
+    CompletionRequest,
+    ContentPart,
+    FimRequest,
+    GenerationFields,
+)
+from .openai_responses import LOGPROBS, InputItem, InputPart, ResponseRequest
 
 _Rule = tuple[str, Callable[[Any], bool], str]
 
@@ -31,16 +40,22 @@ _COMMON: tuple[_Rule, ...] = (
     ("logit_bias", _one_of({}, None), "logit_bias is not supported"),
     ("presence_penalty", _ZERO, "presence_penalty is not supported other than 0"),
     ("frequency_penalty", _ZERO, "frequency_penalty is not supported other than 0"),
+    ("latency_budget_ms", _ABSENT, "latency_budget_ms is not supported"),
+)
+_FORMAT: tuple[_Rule, ...] = (
     (
         "response_format",
         lambda value: value is None or (isinstance(value, dict) and value.get("type") == "text"),
         'response_format is not supported other than {"type": "text"}',
     ),
-    ("latency_budget_ms", _ABSENT, "latency_budget_ms is not supported"),
 )
-_CHAT: tuple[_Rule, ...] = (
+_FIM: tuple[_Rule, ...] = (("min_tokens", _ZERO, "min_tokens is not supported other than 0"),)
+_TOOLS: tuple[_Rule, ...] = (
     ("tools", _EMPTY_LIST, "tools are not supported"),
     ("tool_choice", _one_of("none", "auto", None), "tool_choice is not supported: no tools are"),
+)
+_CHAT: tuple[_Rule, ...] = (
+    *_TOOLS,
     ("functions", _EMPTY_LIST, "functions are not supported"),
     (
         "function_call",
@@ -56,11 +71,42 @@ _MESSAGE: tuple[_Rule, ...] = (
     ("function_call", _ABSENT, "function calls are not supported"),
     ("audio", _ABSENT, "audio is not supported"),
 )
+_NOT_STORED = "is not supported: nothing is stored here"
+_RESPONSE: tuple[_Rule, ...] = (
+    *_TOOLS,
+    ("n", _one_of(1, None), "n is not supported other than 1: a response has one answer"),
+    ("previous_response_id", _ABSENT, f"previous_response_id {_NOT_STORED}"),
+    ("conversation", _ABSENT, f"conversation {_NOT_STORED}"),
+    ("background", _one_of(False, None), f"background {_NOT_STORED}"),
+    ("prompt", _ABSENT, f"prompt {_NOT_STORED}; the text goes into input"),
+    ("max_tool_calls", _ABSENT, "max_tool_calls is not supported: no tools are"),
+    (
+        "truncation",
+        _one_of("disabled", None),
+        "truncation is not supported other than disabled: what is too long is refused",
+    ),
+    ("context_management", _EMPTY_LIST, "context_management is not supported"),
+    ("moderation", _ABSENT, "moderation is not supported"),
+    ("messages", _ABSENT, "messages is not a field of this API; its name here is input"),
+    ("max_tokens", _ABSENT, "max_tokens is not a field of this API: see max_output_tokens"),
+    (
+        "max_completion_tokens",
+        _ABSENT,
+        "max_completion_tokens is not a field of this API: see max_output_tokens",
+    ),
+    ("response_format", _ABSENT, "response_format is not a field of this API: see text.format"),
+    ("logprobs", _one_of(False, None), f"logprobs is not a field of this API: include {LOGPROBS}"),
+    ("suffix", _ABSENT, "suffix is not supported here: see /v1/completions"),
+)
+_REASONING: tuple[_Rule, ...] = (
+    ("effort", _one_of("none", None), "reasoning.effort is not supported other than none"),
+    ("summary", _ABSENT, "reasoning.summary is not supported: there is no reasoning"),
+    ("generate_summary", _ABSENT, "reasoning.generate_summary is not supported"),
+)
 
 
 def check_completion(request: CompletionRequest) -> None:
     """Raises ApiError for the first field that cannot be honoured."""
-    _check(request, _COMMON)
     _check_generation(request)
     n = request.n or 1
     if not _one_of(1, n, None)(request.best_of):
@@ -75,15 +121,46 @@ def check_completion(request: CompletionRequest) -> None:
 
 def check_chat(request: ChatRequest) -> None:
     """Raises ApiError for the first field that cannot be honoured."""
-    _check(request, _COMMON)
     _check(request, _CHAT)
     _check_generation(request)
-    if request.top_logprobs and not request.logprobs:
-        raise invalid(
-            f"top_logprobs ({request.top_logprobs}) needs logprobs (true)", "top_logprobs"
-        )
+    _check_top_logprobs(request)
     for i, message in enumerate(request.messages):
         _check_message(message, f"messages[{i}]")
+
+
+def check_fim(request: FimRequest) -> None:
+    """Raises ApiError for the first field that cannot be honoured."""
+    _check(request, _FIM)
+    _check_generation(request)
+    _check_top_logprobs(request)
+    if None not in (request.seed, request.random_seed) and request.seed != request.random_seed:
+        raise invalid(
+            f"random_seed ({request.random_seed}) and seed ({request.seed}) are two names of one "
+            "field",
+            "random_seed",
+        )
+
+
+def check_response(request: ResponseRequest) -> None:
+    """Raises ApiError for the first field that cannot be honoured."""
+    _check(request, _RESPONSE)
+    _check_common(request)
+    if request.reasoning is not None:
+        _check(request.reasoning, _REASONING, "reasoning.")
+    if request.text is not None:
+        if not _one_of("medium", None)(request.text.verbosity):
+            raise unsupported("text.verbosity", "text.verbosity is not supported other than medium")
+        if request.text.format is not None and request.text.format.type not in ("text", None):
+            raise unsupported(
+                "text.format", 'text.format is not supported other than {"type": "text"}'
+            )
+    if request.top_logprobs and LOGPROBS not in (request.include or ()):
+        raise invalid(
+            f"top_logprobs ({request.top_logprobs}) needs {LOGPROBS} in include", "top_logprobs"
+        )
+    if not isinstance(request.input, str):
+        for i, item in enumerate(request.input):
+            _check_item(item, f"input[{i}]")
 
 
 def _check(value: Any, rules: tuple[_Rule, ...], prefix: str = "") -> None:
@@ -92,9 +169,15 @@ def _check(value: Any, rules: tuple[_Rule, ...], prefix: str = "") -> None:
             raise unsupported(prefix + name, why)
 
 
-def _check_generation(request: GenerationFields) -> None:
+def _check_common(request: CommonFields) -> None:
+    _check(request, _COMMON)
     if request.diffusing and not request.stream:
         raise invalid("diffusing (true) needs stream (true)", "diffusing")
+
+
+def _check_generation(request: GenerationFields) -> None:
+    _check_common(request)
+    _check(request, _FORMAT)
     old, new = request.max_tokens, request.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise invalid(
@@ -103,19 +186,50 @@ def _check_generation(request: GenerationFields) -> None:
         )
 
 
+def _check_top_logprobs(request: ChatRequest | FimRequest) -> None:
+    if request.top_logprobs and not request.logprobs:
+        raise invalid(
+            f"top_logprobs ({request.top_logprobs}) needs logprobs (true)", "top_logprobs"
+        )
+
+
 def _check_message(message: ChatMessage, path: str) -> None:
     _check(message, _MESSAGE, path + ".")
-    if isinstance(message.content, str):
+    _check_content(message.content, path, ("text",))
+
+
+def _check_item(item: InputItem, path: str) -> None:
+    if item.type not in ("message", None):
+        raise _wrong_type(path, item.type, ("message",))
+    if item.role is UNSET:
+        raise _missing(f"{path}.role")
+    if item.content is UNSET or item.content is None:
+        raise _missing(f"{path}.content")
+    _check_content(item.content, path, ("input_text", "output_text"))
+
+
+def _check_content(
+    content: str | Sequence[ContentPart | InputPart], path: str, types: tuple[str, ...]
+) -> None:
+    if isinstance(content, str):
         return
-    for i, part in enumerate(message.content):
-        if part.type != "text":
-            raise _wrong_part(f"{path}.content[{i}]", part.type)
+    for i, part in enumerate(content):
+        if part.type not in types:
+            raise _wrong_type(f"{path}.content[{i}]", part.type, types)
         if part.text is UNSET:
-            raise invalid(f"{path}.content[{i}].text is required", f"{path}.content[{i}].text")
+            raise _missing(f"{path}.content[{i}].text")
 
 
-def _wrong_part(path: str, kind: str) -> ApiError:
-    return unsupported(f"{path}.type", f"{path}.type ({kind[:40]!r}): only 'text' is supported")
+def _wrong_type(path: str, kind: str, types: tuple[str, ...]) -> ApiError:
+    supported = " and ".join(map(repr, types))
+    what = f"{path}.type ({kind[:40]!r})"
+    return unsupported(
+        f"{path}.type", f"{what}: only {supported} {'is' if len(types) == 1 else 'are'} supported"
+    )
+
+
+def _missing(path: str) -> ApiError:
+    return invalid(f"{path} is required", path, "missing_required_parameter")
 
 
 def _is_text(prompt: Any) -> bool:

@@ -1,6 +1,7 @@
 """From the contract's replies to OpenAI's: pure, no IO.
 
-A unary reply is one function; a stream is an object that turns each event into chunks.
+A unary reply is one function; a stream is an object that turns each event into chunks. Those of
+the Responses API are in response_stream.py, those of fim in fim_replies.py.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from msgspec import UNSET, UnsetType
 
 from vdiff_grpc import v1
 
-from . import logprobs
+from . import logprobs, sse
 from . import openai_replies as openai
 from .convert import Job
+from .errors import ErrorReply
 from .openai_replies import ChatChunk, CompletionChunk, FinishReason, Usage
 
 _FINISH_REASONS: dict[int, FinishReason] = {
@@ -49,7 +51,7 @@ def completion(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.Compl
         openai.CompletionChoice(
             index=base + output.index,
             text=echo + output.text,
-            finish_reason=_finish_reason(output.end),
+            finish_reason=finish_reason(output.end),
             logprobs=_completion_logprobs(job, output.tokens),
         )
         for base, echo, reply in zip(_bases(replies), job.echoes, replies, strict=True)
@@ -73,8 +75,8 @@ def chat(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.ChatComplet
         openai.ChatChoice(
             index=output.index,
             message=openai.AssistantMessage("assistant", output.text),
-            finish_reason=_finish_reason(output.end),
-            logprobs=_chat_logprobs(job, output.tokens),
+            finish_reason=finish_reason(output.end),
+            logprobs=chat_logprobs(job, output.tokens),
         )
         for output in reply.outputs
     ]
@@ -92,10 +94,13 @@ def chat(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.ChatComplet
 class ChunkStream(ABC):
     """Turns the events of one HTTP request's RPCs into chunks.
 
-    `start` takes the first event of every RPC, `event` each further one, `finish` ends it.
+    `start` takes the first event of every RPC, `event` each further one, `finish` ends it, `fail`
+    does so before its time.
     """
 
     id_prefix: str
+    encode = staticmethod(sse.encode)
+    done = sse.DONE
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -115,7 +120,7 @@ class ChunkStream(ABC):
             for index in range(base, base + one.resolved.sampling.n):
                 chunks += self._opening(index, echo)
                 if self._job.diffusing:
-                    chunks.append(self._silent(index, _start(index, one.layout)))
+                    chunks.append(self._silent(index, diffusion_start(index, one.layout)))
             base += one.resolved.sampling.n
         return chunks
 
@@ -131,16 +136,16 @@ class ChunkStream(ABC):
                 return [self._text(base + committed.output_index, committed.text, tokens)]
             case "step_update":
                 index = base + event.step_update.output_index
-                return [self._silent(index, _step(index, event.step_update))]
+                return [self._silent(index, diffusion_step(index, event.step_update))]
             case "snapshot":
                 index = base + event.snapshot.output_index
-                return [self._silent(index, _snapshot(index, event.snapshot))]
+                return [self._silent(index, diffusion_snapshot(index, event.snapshot))]
             case "finished":
                 self._usages.append(event.finished.usage)
                 return [
                     self._ending(
                         base + end.index,
-                        _finish_reason(end),
+                        finish_reason(end),
                         openai.DiffusionEnd(base + end.index, end.seed, end.forward_passes)
                         if self._job.diffusing
                         else UNSET,
@@ -152,6 +157,9 @@ class ChunkStream(ABC):
 
     def finish(self) -> list[Chunk]:
         return [self._usage_chunk(_usage(self._usages))] if self._job.include_usage else []
+
+    def fail(self, error: ErrorReply) -> list[ErrorReply]:
+        return [error]
 
     @abstractmethod
     def _opening(self, index: int, echo: str) -> list[Chunk]: ...
@@ -214,13 +222,14 @@ class CompletionStream(ChunkStream):
 
 class ChatStream(ChunkStream):
     id_prefix = "chatcmpl"
+    chunk_type: type[ChatChunk] = ChatChunk
 
     def _opening(self, index: int, echo: str) -> list[Chunk]:
         return [self._choice(index, openai.Delta("assistant", ""))]
 
     def _text(self, index: int, text: str, tokens: v1.Tokens) -> Chunk:
         delta = openai.Delta(content=text)
-        choice = openai.ChatChunkChoice(index, delta, None, _chat_logprobs(self._job, tokens))
+        choice = self._made(index, delta, None, chat_logprobs(self._job, tokens))
         return self._chunk([choice], self._no_usage, UNSET)
 
     def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk:
@@ -241,8 +250,17 @@ class ChatStream(ChunkStream):
         reason: FinishReason | None = None,
         diffusion: openai.Diffusion | UnsetType = UNSET,
     ) -> Chunk:
-        choice = openai.ChatChunkChoice(index, delta, reason)
+        choice = self._made(index, delta, reason)
         return self._chunk([choice], self._no_usage, diffusion)
+
+    def _made(
+        self,
+        index: int,
+        delta: openai.Delta,
+        reason: FinishReason | None,
+        logprobs: openai.ChatLogprobs | None = None,
+    ) -> openai.ChatChunkChoice:
+        return openai.ChatChunkChoice(index, delta, reason, logprobs)
 
     def _chunk(
         self,
@@ -251,7 +269,7 @@ class ChatStream(ChunkStream):
         diffusion: openai.Diffusion | UnsetType,
     ) -> Chunk:
         head = self._head
-        return ChatChunk(
+        return self.chunk_type(
             head.id,
             "chat.completion.chunk",
             head.created,
@@ -309,7 +327,7 @@ def _bases(replies: Sequence[v1.GenerateResponse]) -> list[int]:
     return bases
 
 
-def _finish_reason(end: v1.OutputEnd) -> FinishReason:
+def finish_reason(end: v1.OutputEnd) -> FinishReason:
     return _FINISH_REASONS.get(end.finish_reason, "stop")
 
 
@@ -317,7 +335,7 @@ def _completion_logprobs(job: Job, tokens: v1.Tokens) -> openai.CompletionLogpro
     return None if job.top_logprobs is None else logprobs.of_completion(tokens)
 
 
-def _chat_logprobs(job: Job, tokens: v1.Tokens) -> openai.ChatLogprobs | None:
+def chat_logprobs(job: Job, tokens: v1.Tokens) -> openai.ChatLogprobs | None:
     return None if job.top_logprobs is None else logprobs.of_chat(tokens)
 
 
@@ -329,7 +347,7 @@ def _usage(usages: Iterable[v1.Usage]) -> Usage:
     return Usage(prompt, completion, prompt + completion)
 
 
-def _start(index: int, layout: v1.CanvasLayout) -> openai.DiffusionStart:
+def diffusion_start(index: int, layout: v1.CanvasLayout) -> openai.DiffusionStart:
     return openai.DiffusionStart(
         index,
         list(layout.token_ids),
@@ -339,7 +357,7 @@ def _start(index: int, layout: v1.CanvasLayout) -> openai.DiffusionStart:
     )
 
 
-def _step(index: int, update: v1.StepUpdate) -> openai.Diffusion:
+def diffusion_step(index: int, update: v1.StepUpdate) -> openai.Diffusion:
     return _UPDATES[update.kind](
         index,
         update.step,
@@ -352,7 +370,7 @@ def _step(index: int, update: v1.StepUpdate) -> openai.Diffusion:
     )
 
 
-def _snapshot(index: int, snapshot: v1.CanvasSnapshot) -> openai.DiffusionSnapshot:
+def diffusion_snapshot(index: int, snapshot: v1.CanvasSnapshot) -> openai.DiffusionSnapshot:
     return openai.DiffusionSnapshot(
         index,
         snapshot.step,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -16,7 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from vdiff_grpc import v1
 
-from . import convert, replies, sse
+from . import apis, replies, sse
+from .apis import Api, ReplyStream
 from .convert import Job
 from .errors import ApiError, ClientGoneError, from_rpc, internal, unknown_url
 from .exchange import Exchange, OpenExchanges
@@ -52,18 +53,18 @@ class Json(Response):
 
 
 class GenerationEndpoint:
-    """POST of completions or chat, as a plain ASGI application.
+    """POST of an API, as a plain ASGI application.
 
     A client that leaves cancels the RPC, streamed or not.
     """
 
-    def __init__(self, gate: Gate, parse: Callable[[bytes], Job]) -> None:
+    def __init__(self, gate: Gate, api: Api) -> None:
         self._gate = gate
-        self._parse = parse
+        self._api = api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            job = self._parse(await _body(scope, receive))
+            job = self._api.parse(await _body(scope, receive))
             async with Exchange(receive, self._gate.open_exchanges) as exchange:
                 if job.stream:
                     await self._stream(job, exchange, rpc_metadata(scope), send)
@@ -95,9 +96,7 @@ class GenerationEndpoint:
                 raise self._api_error(error, job, prompt_index) from None
 
         answers = await _all([ask(i, spec) for i, spec in enumerate(job.specs)])
-        if job.kind == "chat":
-            return replies.chat(job, answers)
-        return replies.completion(job, answers)
+        return self._api.reply(job, answers)
 
     async def _stream(self, job: Job, exchange: Exchange, metadata: Metadata, send: Send) -> None:
         """A refusal is an HTTP status; once the stream has begun an error is an event."""
@@ -118,28 +117,28 @@ class GenerationEndpoint:
             except grpc.aio.AioRpcError as error:
                 raise self._api_error(error, job, prompt_index) from None
 
-        chunks = replies.ChatStream(job) if job.kind == "chat" else replies.CompletionStream(job)
+        chunks = self._api.stream(job)
         try:
             started = await exchange.run(_all([begin(i, spec) for i, spec in enumerate(job.specs)]))
             await send({"type": "http.response.start", "status": 200, "headers": list(sse.HEADERS)})
-            await _write(send, sse.encode(chunks.start(started)))
+            await _write(send, chunks.encode(chunks.start(started)))
             try:
                 await exchange.run(self._relay(calls, job, chunks, send))
-                ending = sse.encode(chunks.finish()) + sse.DONE
+                ending = chunks.encode(chunks.finish()) + chunks.done
             except ApiError as error:
-                ending = sse.encode([error.reply])
+                ending = chunks.encode(chunks.fail(error.reply))
             except ClientGoneError:
                 raise
             except Exception:
                 _log.exception("unhandled error in a stream")
-                ending = sse.encode([internal().reply])
+                ending = chunks.encode(chunks.fail(internal().reply))
             await send({"type": "http.response.body", "body": ending})
         finally:
             for call in calls.values():
                 call.cancel()
 
     async def _relay(
-        self, calls: dict[int, Any], job: Job, chunks: replies.ChunkStream, send: Send
+        self, calls: dict[int, Any], job: Job, chunks: ReplyStream, send: Send
     ) -> None:
         """Writes every event as it comes; what came while a write was under way is written at once."""
         outbox = sse.Outbox()
@@ -147,7 +146,7 @@ class GenerationEndpoint:
         async def read(prompt_index: int, call: Any) -> None:
             try:
                 while (event := await call.read()) is not grpc.aio.EOF:
-                    data = sse.encode(chunks.event(prompt_index, event))
+                    data = chunks.encode(chunks.event(prompt_index, event))
                     if data:
                         await outbox.put(data)
             except grpc.aio.AioRpcError as error:
@@ -271,9 +270,27 @@ class InfoEndpoints:
         return Json({"status": "unavailable", "reason": reason}, status_code=503)
 
 
+class NothingStored:
+    """Whatever asks for an earlier response: there is none."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = scope["path_params"]["response_id"]
+        raise ApiError(
+            404, f"no response {name[:80]!r}: responses are not stored here", code="not_found"
+        )
+
+
 def completions(gate: Gate) -> GenerationEndpoint:
-    return GenerationEndpoint(gate, convert.parse_completion)
+    return GenerationEndpoint(gate, apis.COMPLETIONS)
 
 
 def chat_completions(gate: Gate) -> GenerationEndpoint:
-    return GenerationEndpoint(gate, convert.parse_chat)
+    return GenerationEndpoint(gate, apis.CHAT)
+
+
+def fim_completions(gate: Gate) -> GenerationEndpoint:
+    return GenerationEndpoint(gate, apis.FIM)
+
+
+def responses(gate: Gate) -> GenerationEndpoint:
+    return GenerationEndpoint(gate, apis.RESPONSES)

@@ -29,6 +29,17 @@ def encode(chunks: Iterable[Any]) -> bytes:
     return b"".join([b"data: %b\n\n" % encoded(chunk) for chunk in chunks])
 
 
+def encode_named(events: Iterable[msgspec.Struct]) -> bytes:
+    """One event per tagged struct, with the tag as its name."""
+    encoded = _ENCODER.encode
+    return b"".join(
+        [
+            b"event: %b\ndata: %b\n\n" % (str(event.__struct_config__.tag).encode(), encoded(event))
+            for event in events
+        ]
+    )
+
+
 class Outbox:
     """Events between the RPCs that make them and the one task that writes them.
 

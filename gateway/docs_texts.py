@@ -1,0 +1,140 @@
+"""What the OpenAPI document says of the operations in words and by examples; tests send those."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Examples = dict[str, dict[str, Any]]
+
+FIM = """\
+Each choice has its text twice: as chat has it (`message.content`, streamed `delta.content`), which
+Mistral's clients read, and as completions have it (`text`), which Inception's read. `random_seed` is
+Mistral's name of `seed`. The answer is that of `/v1/completions` with the same prompt and suffix.
+
+"""
+
+RESPONSES = """\
+Nothing is stored: a conversation goes into `input`, earlier answers included, and `store` of the
+reply is false. Text only: no tools, no reasoning, no other formats. The answer is that of
+`/v1/chat/completions` with `instructions` as the first message. It is `incomplete` when it filled
+all of `max_output_tokens`, or was ended by its time with `partial_on_deadline`.
+
+With `stream` the answer is server-sent events, each with its type as `event: ` and a
+`sequence_number`: `response.created`, `response.in_progress`, `response.output_item.added`,
+`response.content_part.added`, a `response.output_text.delta` whenever there is text that can no
+longer change, `response.output_text.done`, `response.content_part.done`,
+`response.output_item.done`, and last `response.completed` or `response.incomplete` with the token
+counts. With `diffusing` there are also `response.output_text.delta` whose `delta` is empty and whose
+`diffusion` holds what it holds in the chunks of `/v1/chat/completions`; the clients' raw streams
+keep it (the helper `responses.stream()` of openai-python passes over it). An error after the stream
+has begun is an event `error`, then `response.failed`.
+"""
+
+COMPLETION_EXAMPLES: Examples = {
+    "text": {
+        "summary": "Continue a text",
+        "value": {"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0},
+    },
+    "infill": {
+        "summary": "Fill the gap between prompt and suffix",
+        "value": {
+            "prompt": "Once upon a time there was a",
+            "suffix": " who lived in a forest.",
+            "max_tokens": 12,
+        },
+    },
+    "diffusing": {
+        "summary": "Watch the canvas fill in",
+        "value": {
+            "prompt": "The little dog",
+            "max_tokens": 32,
+            "strategy": {"type": "confidence_threshold", "threshold": 0.9},
+            "stream": True,
+            "diffusing": True,
+        },
+    },
+}
+CHAT_EXAMPLES: Examples = {
+    "chat": {
+        "summary": "One answer",
+        "value": {
+            "messages": [{"role": "user", "content": "Tell me a story about a dog."}],
+            "max_completion_tokens": 48,
+        },
+    },
+    "logprobs": {
+        "summary": "With the most likely tokens of every position",
+        "value": {
+            "messages": [{"role": "user", "content": "Tell me a story about a bird."}],
+            "max_completion_tokens": 16,
+            "logprobs": True,
+            "top_logprobs": 2,
+        },
+    },
+    "stream": {
+        "summary": "Streamed, with the token counts at the end",
+        "value": {
+            "messages": [{"role": "user", "content": "Tell me a story about a cat."}],
+            "max_completion_tokens": 48,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        },
+    },
+}
+FIM_EXAMPLES: Examples = {
+    "gap": {
+        "summary": "Fill a gap",
+        "value": {
+            "prompt": "Tom had a red ball. He",
+            "suffix": " Then he went home.",
+            "max_tokens": 12,
+        },
+    },
+    "stream": {
+        "summary": "Streamed, from a seed",
+        "value": {
+            "prompt": "The little dog",
+            "suffix": " was very happy.",
+            "max_tokens": 12,
+            "random_seed": 7,
+            "stream": True,
+        },
+    },
+}
+RESPONSE_EXAMPLES: Examples = {
+    "text": {
+        "summary": "One answer",
+        "value": {
+            "instructions": "You tell stories.",
+            "input": "Tell me a story about a dog.",
+            "max_output_tokens": 48,
+        },
+    },
+    "conversation": {
+        "summary": "A conversation, with the most likely tokens of every position",
+        "value": {
+            "input": [
+                {"role": "user", "content": "Tell me a story about a cat."},
+                {
+                    "type": "message",
+                    "role": "assistant",
+                    "content": [{"type": "output_text", "text": "The cat had a hat."}],
+                },
+                {"role": "user", "content": [{"type": "input_text", "text": "And a bird?"}]},
+            ],
+            "max_output_tokens": 16,
+            "include": ["message.output_text.logprobs"],
+            "top_logprobs": 2,
+        },
+    },
+    "diffusing": {
+        "summary": "Watch the canvas fill in",
+        "value": {
+            "input": "Tell me a story about a bird.",
+            "max_output_tokens": 32,
+            "strategy": {"type": "confidence_threshold", "threshold": 0.9},
+            "stream": True,
+            "diffusing": True,
+        },
+    },
+}
