@@ -6,7 +6,7 @@ The way back is replies.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -23,6 +23,8 @@ from .openai import (
 )
 from .refusals import check_chat, check_completion
 from .strategies import NAMES, set_strategy
+
+_T = TypeVar("_T")
 
 _ROLES = {
     "system": v1.ROLE_SYSTEM,
@@ -64,10 +66,7 @@ class Job:
 
 def parse_completion(body: bytes) -> Job:
     """Raises ApiError."""
-    try:
-        request = COMPLETION_DECODER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise from_json(error, body, CHOICES) from None
+    request = _decoded(COMPLETION_DECODER, body)
     check_completion(request)
     specs = []
     echoes = []
@@ -88,10 +87,7 @@ def parse_completion(body: bytes) -> Job:
 
 def parse_chat(body: bytes) -> Job:
     """Raises ApiError."""
-    try:
-        request = CHAT_DECODER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise from_json(error, body, CHOICES) from None
+    request = _decoded(CHAT_DECODER, body)
     check_chat(request)
     spec = _spec(request)
     for message in request.messages:
@@ -101,6 +97,27 @@ def parse_chat(body: bytes) -> Job:
         spec.chat.messages.add(role=_ROLES[message.role], content=content)
     top_logprobs = (request.top_logprobs or 0) if request.logprobs else None
     return _job("chat", request, [spec], [""], False, top_logprobs)
+
+
+def _decoded(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    """JSON has one kind of number: 16.0 is an integer, and some clients write it so."""
+    try:
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            if "got `float`" not in str(error):
+                raise
+            return msgspec.convert(_WHOLE_NUMBERS.decode(body), decoder.type)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise from_json(error, body, CHOICES) from None
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+_WHOLE_NUMBERS = msgspec.json.Decoder(float_hook=_number)
 
 
 def _job(

@@ -178,6 +178,8 @@ def document() -> dict[str, Any]:
         _SCHEMAS, ref_template="#/components/schemas/{name}"
     )
     components["CompletionRequest"]["properties"]["prompt"]["anyOf"] = openai.PROMPT_SCHEMA
+    # Absent only in parts of other types, which are refused.
+    components["ContentPart"]["required"].append("text")
     return {
         "openapi": "3.1.0",
         "info": {
@@ -292,9 +294,7 @@ def _generation(
     examples: dict[str, Any],
 ) -> dict[str, Any]:
     answers = _answers(reply, 400, 401, 403, 404, 413, 429, 500, 503, 504)
-    answers["200"]["content"]["text/event-stream"] = {
-        "schema": {"type": "string", "description": f"Events of {chunk}."}
-    }
+    answers["200"]["content"]["text/event-stream"] = {"schema": _event(chunk)}
     return {
         "tags": ["generation"],
         "operationId": operation_id,
@@ -306,6 +306,25 @@ def _generation(
             "content": {"application/json": {"schema": _ref(request), "examples": examples}},
         },
         "responses": answers,
+    }
+
+
+def _event(chunk: str) -> dict[str, Any]:
+    """Before OpenAPI 3.2 a stream's schema describes one event."""
+    data = {"anyOf": [{"$ref": f"#/components/schemas/{chunk}"}, _ref(ErrorReply)]}
+    return {
+        "type": "object",
+        "description": f"One event: a {chunk}, or [DONE], or an error that came after the start.",
+        "required": ["data"],
+        "properties": {
+            "data": {
+                "type": "string",
+                "anyOf": [
+                    {"contentMediaType": "application/json", "contentSchema": data},
+                    {"const": "[DONE]"},
+                ],
+            }
+        },
     }
 
 
