@@ -157,10 +157,24 @@ def parse_response(body: bytes) -> Job:
 
 
 def _decoded(decoder: msgspec.json.Decoder[_R], body: bytes) -> _R:
+    """JSON has one kind of number: 16.0 is an integer, and some clients write it so."""
     try:
-        return decoder.decode(body)
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError as error:
+            if "got `float`" not in str(error):
+                raise
+            return msgspec.convert(_WHOLE_NUMBERS.decode(body), decoder.type)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise from_json(error, body, CHOICES) from None
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+_WHOLE_NUMBERS = msgspec.json.Decoder(float_hook=_number)
 
 
 def _job(

@@ -153,6 +153,8 @@ def document() -> dict[str, Any]:
     components["InputItem"]["required"] = ["role", "content"]
     components["InputItem"]["properties"]["content"]["anyOf"].remove({"type": "null"})
     components["CompletionRequest"]["properties"]["prompt"]["anyOf"] = openai.PROMPT_SCHEMA
+    # Absent only in parts of other types, which are refused.
+    components["ContentPart"]["required"].append("text")
     return {
         "openapi": "3.1.0",
         "info": {
@@ -310,9 +312,7 @@ def _generation(
     description: str = _STREAMING,
 ) -> dict[str, Any]:
     answers = _answers(reply, 400, 401, 403, 404, 413, 429, 500, 503, 504)
-    answers["200"]["content"]["text/event-stream"] = {
-        "schema": {"type": "string", "description": f"Events of {chunk}."}
-    }
+    answers["200"]["content"]["text/event-stream"] = {"schema": _event(chunk)}
     return {
         "tags": ["generation"],
         "operationId": operation_id,
@@ -329,6 +329,25 @@ def _generation(
 
 def _nothing_stored(operation_id: str, summary: str) -> dict[str, Any]:
     return _get("generation", operation_id, summary) | {"responses": _problems(404)}
+
+
+def _event(chunk: str) -> dict[str, Any]:
+    """Before OpenAPI 3.2 a stream's schema describes one event."""
+    data = {"anyOf": [{"$ref": f"#/components/schemas/{chunk}"}, _ref(ErrorReply)]}
+    return {
+        "type": "object",
+        "description": f"One event: a {chunk}, or [DONE], or an error that came after the start.",
+        "required": ["data"],
+        "properties": {
+            "data": {
+                "type": "string",
+                "anyOf": [
+                    {"contentMediaType": "application/json", "contentSchema": data},
+                    {"const": "[DONE]"},
+                ],
+            }
+        },
+    }
 
 
 def _get(tag: str, operation_id: str, summary: str) -> dict[str, Any]:

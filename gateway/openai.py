@@ -17,6 +17,7 @@ _UINT32 = 2**32 - 1
 
 Positive = Annotated[int, Meta(ge=1, le=_UINT32)]
 TokenId = Annotated[int, Meta(ge=0, le=_UINT32)]
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 TellLogprobs = Annotated[
     bool | None,
@@ -65,7 +66,7 @@ class CommonFields(Struct, kw_only=True):
     ] = None
     n: Annotated[Positive | None, Meta(description="Answers per prompt. Default 1.")] = None
     stop: Annotated[
-        str | Annotated[list[str], Meta(max_length=4)] | None,
+        StopString | Annotated[list[StopString], Meta(max_length=4)] | None,
         Meta(description="The text ends before the first of these. At most 4."),
     ] = None
     seed: Annotated[

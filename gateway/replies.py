@@ -46,7 +46,7 @@ Chunk = CompletionChunk | ChatChunk
 
 def completion(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.Completion:
     """One reply per prompt, in their order."""
-    head = _Head.make("cmpl", replies[0].model, replies[0].model_revision)
+    head = _Head.make(job, "cmpl", replies[0])
     choices = [
         openai.CompletionChoice(
             index=base + output.index,
@@ -70,7 +70,7 @@ def completion(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.Compl
 
 def chat(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.ChatCompletion:
     (reply,) = replies
-    head = _Head.make("chatcmpl", reply.model, reply.model_revision)
+    head = _Head.make(job, "chatcmpl", reply)
     choices = [
         openai.ChatChoice(
             index=output.index,
@@ -111,8 +111,7 @@ class ChunkStream(ABC):
         self._no_usage: UnsetType | None = None if job.include_usage else UNSET
 
     def start(self, started: Sequence[v1.Started]) -> list[Chunk]:
-        first = started[0]
-        self._head = _Head.make(self.id_prefix, first.model, first.model_revision)
+        self._head = _Head.make(self._job, self.id_prefix, started[0])
         chunks: list[Chunk] = []
         base = 0
         for one, echo in zip(started, self._job.echoes, strict=True):
@@ -315,8 +314,14 @@ class _Head:
     system_fingerprint: str
 
     @classmethod
-    def make(cls, prefix: str, model: str, revision: str) -> _Head:
-        return cls(f"{prefix}-{secrets.token_hex(14)}", int(time.time()), model, revision)
+    def make(cls, job: Job, prefix: str, reply: v1.GenerateResponse | v1.Started) -> _Head:
+        """With the model's name as the client has it: clients compare."""
+        return cls(
+            f"{prefix}-{secrets.token_hex(14)}",
+            int(time.time()),
+            job.specs[0].model or reply.model,
+            reply.model_revision,
+        )
 
 
 def _bases(replies: Sequence[v1.GenerateResponse]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import openai
+import pytest
 
 from tests.conftest import RunningServer
 from vdiff_grpc import v1
@@ -48,8 +49,12 @@ def test_a_model_that_is_not_named_is_the_served_one_and_an_alias_is_too(
     client: openai.OpenAI,
 ) -> None:
     text = complete(client).choices[0].text
-    assert complete(client, model="").choices[0].text == text
-    assert complete(client, model="demo-alias").choices[0].text == text
+    # The reply has the name that the client used: LangChain compares.
+    for given, told in (("", "demo"), ("demo-alias", "demo-alias")):
+        reply = complete(client, model=given)
+        assert (reply.choices[0].text, reply.model) == (text, told)
+        chunks = list(complete(client, model=given, stream=True))  # type: ignore[call-overload]
+        assert {chunk.model for chunk in chunks} == {told}
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(client: openai.OpenAI) -> None:
@@ -65,6 +70,15 @@ def test_a_negative_seed_is_taken_modulo_two_to_the_64(client: openai.OpenAI) ->
         complete(client, seed=-1, temperature=1.0).choices
         == complete(client, seed=2**64 - 1, temperature=1.0).choices
     )
+
+
+def test_a_whole_number_may_be_written_with_a_point(client: openai.OpenAI) -> None:
+    ids = [5.0, 17.0]
+    text = complete(client, prompt=[5, 17], n=2).choices[1].text
+    written = complete(client, prompt=ids, max_tokens=16.0, seed=1.0, n=2.0)
+    assert written.choices[1].text == text
+    with pytest.raises(openai.BadRequestError, match=r"max_tokens \(16\.5\)"):
+        complete(client, prompt=ids, max_tokens=16.5)
 
 
 def test_n_answers_are_numbered_and_the_first_is_that_of_the_seed_alone(
