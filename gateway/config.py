@@ -126,7 +126,8 @@ def load_config(
             default=environ.get(ENV_PREFIX + setting.name.upper()) or str(setting.default),
             choices=setting.metadata["choices"] or None,
             metavar=None if setting.metadata["choices"] else types[setting.name].__name__.upper(),
-            help=f"{setting.metadata['help']} (default {setting.default})",
+            help=setting.metadata["help"]
+            + ("" if setting.default == "" else f" (default {setting.default})"),
         )
     values = vars(parser.parse_args(argv))
     for setting in fields(GatewayConfig):
