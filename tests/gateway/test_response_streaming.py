@@ -302,7 +302,7 @@ def test_the_client_raises_for_an_error_event(
 def test_a_partial_answer_is_incomplete(
     demo: RunningServer, gateway_over: Callable[..., RunningGateway]
 ) -> None:
-    gateway = gateway_over(demo.address, request_timeout_s=1.0)
+    gateway = gateway_over(demo.address, request_timeout_s=2.0)
     fields = LONG | {"partial_on_deadline": True, "diffusing": False, "cfg_scale": 1.0}
     with httpx.Client(base_url=gateway.url, timeout=30) as http:
         reply = http.post("/v1/responses", json=fields | {"stream": False})

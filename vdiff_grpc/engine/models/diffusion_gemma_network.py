@@ -8,13 +8,16 @@ itself, and its logits are the same in any company.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from vdiff_grpc.engine.columns import Ints, Variant
@@ -71,8 +74,8 @@ class DiffusionGemmaModel(RowModel):
         output = self.network(
             decoder_input_ids=self._row(variant.token_ids),
             decoder_position_ids=self._row(variant.position_ids),
-            past_key_values=state.cache,
             self_conditioning_logits=state.conditioning,
+            **_cached(self.network, state.cache),
         )
         logits: Tensor = output.logits[0]
         return logits.float()
@@ -87,9 +90,19 @@ class DiffusionGemmaModel(RowModel):
         text(
             input_ids=self._row(state.unread),
             position_ids=self._row(np.arange(state.num_read, end)),
-            past_key_values=state.cache,
+            **_cached(text, state.cache),
         )
         state.num_read, state.unread = end, state.unread[:0]
 
     def _row(self, values: Ints) -> Tensor:
         return torch.from_numpy(values).to(self.device).unsqueeze(0)
+
+
+def _cached(network: nn.Module, memory: DynamicCache | None) -> dict[str, Any]:
+    return {_cache_name(type(network).forward): memory}
+
+
+@cache
+def _cache_name(forward: Callable[..., Any]) -> str:
+    """transformers 5.24 gave the argument a new name, and warns of the old one."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
