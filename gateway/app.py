@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from vdiff_grpc.keys import KeyFileError, KeyRing
@@ -35,6 +35,7 @@ from .metrics import GatewayMetrics
 from .middleware import BodyLimit, RequestContext
 from .routes import Gate, InfoEndpoints
 from .upstream import Upstream
+from .writes import JoiningProtocol
 
 _log = logging.getLogger(__name__)
 
@@ -97,8 +98,22 @@ def create_app(gate: Gate, config: GatewayConfig, ring: KeyRing | None = None) -
     def route_of(scope: Scope) -> str:
         return paths.get(scope.get("endpoint"), "unknown")
 
+    # What makes the model work goes past Starlette, which costs a tenth of it.
+    direct = {route.path: route.endpoint for route in table if route.methods == {"POST"}}
+
+    async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = direct.get(scope.get("path", "")) if scope.get("method") == "POST" else None
+        if endpoint is None:
+            await app(scope, receive, send)
+            return
+        scope["endpoint"] = endpoint
+        try:
+            await endpoint(scope, receive, send)
+        except ApiError as error:
+            await (await answer_api_error(Request(scope), error))(scope, receive, send)
+
     metrics = gate.metrics
-    inner: ASGIApp = BodyLimit(app, config.max_body_bytes)
+    inner: ASGIApp = BodyLimit(dispatch, config.max_body_bytes)
     inner = AccessControl(inner, ring, config.requests_per_minute, metrics.rate_limited)
     if config.cors_origins:
         inner = CORSMiddleware(
@@ -133,6 +148,7 @@ class Gateway:
         self._server = _Server(
             uvicorn.Config(
                 create_app(self._gate, config, ring),
+                http=JoiningProtocol,
                 proxy_headers=False,  # ours, if any: this would trust whoever is on this machine
                 ws="none",
                 lifespan="off",

@@ -21,19 +21,18 @@ class OpenExchanges:
     """All exchanges that are being answered; lives as long as the gateway."""
 
     def __init__(self) -> None:
-        self._ended: set[asyncio.Future[ApiError | ClientGoneError]] = set()
+        self._open: set[Exchange] = set()
 
-    def add(self, ended: asyncio.Future[ApiError | ClientGoneError]) -> None:
-        self._ended.add(ended)
+    def add(self, exchange: Exchange) -> None:
+        self._open.add(exchange)
 
-    def discard(self, ended: asyncio.Future[ApiError | ClientGoneError]) -> None:
-        self._ended.discard(ended)
+    def discard(self, exchange: Exchange) -> None:
+        self._open.discard(exchange)
 
     def end_all(self) -> None:
         """The time to finish is over: every open exchange is answered with 503."""
-        for ended in self._ended:
-            if not ended.done():
-                ended.set_result(shutting_down())
+        for exchange in self._open:
+            exchange.end(shutting_down())
 
 
 class Exchange:
@@ -45,12 +44,13 @@ class Exchange:
     def __init__(self, receive: Receive, open_exchanges: OpenExchanges) -> None:
         self._receive = receive
         self._open = open_exchanges
+        self._end: ApiError | ClientGoneError | None = None
+        self._working: asyncio.Task[Any] | None = None
+        self._cancelled = False
 
     async def __aenter__(self) -> Exchange:
-        loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[ApiError | ClientGoneError] = loop.create_future()
-        self._open.add(self._ended)
-        self._watch = loop.create_task(self._watch_client())
+        self._open.add(self)
+        self._watch = asyncio.get_running_loop().create_task(self._watch_client())
         return self
 
     async def __aexit__(
@@ -59,26 +59,46 @@ class Exchange:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._open.discard(self._ended)
+        self._open.discard(self)
         self._watch.cancel()
 
     async def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of `work`; cancels it and raises when the exchange ends before."""
-        task = asyncio.get_running_loop().create_task(work)
+        """The result of `work`; cancels it and raises when the exchange ends before.
+
+        Like asyncio.timeout it needs no task for the work, which would cost more than it does.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        if self._end is not None:
+            work.close()
+            raise self._end
+        others = task.cancelling()
+        self._working = task
         try:
-            await asyncio.wait((task, self._ended), return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                if task.cancelled():  # its RPC was cancelled under it: the channel is closed
-                    raise shutting_down()
-                return task.result()
+            return await work
+        except asyncio.CancelledError:
+            if task.cancelling() - self._cancelled > others:
+                raise  # not by us
+            # Without a reason its RPC was cancelled under it: the channel is closed.
+            raise self._reason() or shutting_down() from None
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait((task,))
-        raise self._ended.result()
+            self._working = None
+            if self._cancelled:
+                self._cancelled = False
+                task.uncancel()
+
+    def end(self, reason: ApiError | ClientGoneError) -> None:
+        """Before its time; what runs is cancelled and raises the reason."""
+        if self._end is None:
+            self._end = reason
+            if self._working is not None:
+                self._cancelled = True
+                self._working.cancel()
+
+    def _reason(self) -> ApiError | ClientGoneError | None:
+        return self._end
 
     async def _watch_client(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        if not self._ended.done():
-            self._ended.set_result(ClientGoneError())
+        self.end(ClientGoneError())

@@ -59,6 +59,8 @@ def configure_logging(log_format: str, level: str) -> None:
 
 
 def _printable(text: str) -> str:
+    if text.isprintable():
+        return text
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
     )

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 import grpc.aio
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -64,14 +64,14 @@ class GenerationEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            job = self._api.parse(await _body(scope, receive))
+            job = self._api.parse(await _body(receive))
             async with Exchange(receive, self._gate.open_exchanges) as exchange:
                 if job.stream:
                     await self._stream(job, exchange, rpc_metadata(scope), send)
                     return
                 reply = await exchange.run(self._generate(job, rpc_metadata(scope)))
-            await Json(reply)(scope, receive, send)
-        except (ClientGoneError, ClientDisconnect):
+            await _send_json(reply, send)
+        except ClientGoneError:
             client_left(scope)
 
     async def _generate(self, job: Job, metadata: Metadata) -> Any:
@@ -170,14 +170,32 @@ class GenerationEndpoint:
         return from_rpc(error, lambda path: job.param(prompt_index, path))
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes:
+async def _body(receive: Receive) -> bytes:
+    """Raises ClientGoneError."""
+    parts = []
     try:
         async with asyncio.timeout(_BODY_TIMEOUT_S):
-            return await Request(scope, receive).body()
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGoneError
+                parts.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return b"".join(parts)
     except TimeoutError:
         raise ApiError(
             408, f"the request body did not come within {_BODY_TIMEOUT_S} s", code="body_timeout"
         ) from None
+
+
+async def _send_json(reply: Any, send: Send) -> None:
+    body = ENCODER.encode(reply)
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _started(event: Any) -> v1.Started:
