@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import math
+import re
+import shlex
+import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +23,7 @@ from tests.conftest import TINY, RunningServer, running, tiny_config
 from tests.server.calls import PROMPT, generate, ids, reason, spec, violations
 from tests.server.test_auth import READER, WRITER, bearer, entry, reflect
 from tests.server.test_limits import wait_for
+from tests.server.test_tools import BUF
 from vdiff_grpc import keys, v1, vllm
 from vdiff_grpc.engine.tokenizer import Tokenizer
 
@@ -379,6 +384,15 @@ def test_a_draining_server_says_so_and_takes_nothing(serve: Serve) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         list(stub(server).Generate(request(), timeout=60))
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_the_documented_call_is_answered(demo: RunningServer) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "routers.md").read_text()
+    (command,) = re.findall(r"^buf curl .+$", text, re.MULTILINE)
+    arguments = shlex.split(command.replace("127.0.0.1:50051", demo.address))[1:]
+    done = subprocess.run([BUF, *arguments], capture_output=True, check=True, timeout=60)
+    answer = json.loads(done.stdout)["complete"]
+    assert (len(answer["outputIds"]), answer["finishReason"]) == (8, "length")
 
 
 def known(server: RunningServer) -> tuple[bool, bool]:

@@ -8,9 +8,11 @@ gateway, which leaves all that to the server.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shlex
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,9 +32,8 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
 
 MODEL = "vdiff-demo"
 QUESTION = [{"role": "user", "content": "Tell me a story about a dog and a ball."}]
-DOCUMENTED = re.findall(
-    r"^(vdiff-grpc serve|smg launch) (.+)$", (ROOT / "docs/routers.md").read_text(), re.M
-)
+TEXT = (ROOT / "docs" / "routers.md").read_text()
+DOCUMENTED = re.findall(r"^(vdiff-grpc serve|smg launch) (.+)$", TEXT, re.MULTILINE)
 
 
 @dataclass
@@ -132,6 +133,16 @@ def test_a_stop_string_cuts_where_our_own_gateway_cuts(fleet: Fleet, cut: tuple[
     assert (routed.message.content or "", routed.finish_reason) == (own.message.content, "stop")
     pieces, reason, _ = streamed(fleet.router, stop=stop)
     assert ("".join(pieces), reason) == (own.message.content, "stop")
+
+
+def test_the_documented_call_is_answered(fleet: Fleet) -> None:
+    (command,) = re.findall(r"^curl (.+)$", TEXT, re.MULTILINE)
+    command = command.replace("http://127.0.0.1:30000", fleet.smg.url)
+    done = subprocess.run(["curl", *shlex.split(command)], capture_output=True, check=True)
+    answer = json.loads(done.stdout)["choices"][0]["message"]["content"]
+    question = [{"role": "user", "content": "Tell me a story"}]
+    own = ask(fleet.own, messages=question, max_tokens=openai.omit)
+    assert answer == own.choices[0].message.content
 
 
 def test_several_answers_and_their_logprobs_come_through(fleet: Fleet) -> None:
