@@ -12,8 +12,10 @@ import shlex
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -25,11 +27,34 @@ from tests.server.test_auth import READER, WRITER, bearer, entry, reflect
 from tests.server.test_limits import wait_for
 from tests.server.test_tools import BUF
 from vdiff_grpc import keys, v1, vllm
+from vdiff_grpc.engine.strategies import FixedSchedule
+from vdiff_grpc.engine.text import TextStream
 from vdiff_grpc.engine.tokenizer import Tokenizer
+from vdiff_grpc.engine.types import (
+    Finished,
+    FinishReason,
+    Granularity,
+    Output,
+    ResolvedRequest,
+    SamplingParams,
+    Span,
+    SpanKind,
+    Tokens,
+)
+from vdiff_grpc.server.convert.vllm_replies import Replies
 
 Serve = Callable[..., RunningServer]
 NAME = "vllm.grpc.engine.VllmEngine"
 STORY = "Once upon a time"
+
+
+PARAMS = SamplingParams(
+    max_new_tokens=1, temperature=0.0, top_p=1.0, top_k=0, seed=0, n=1, stop_strings=(),
+    stop_token_ids=(), ignore_eos=True, block_length=1, steps=None, cfg_scale=0.0,
+    strategy=FixedSchedule(), top_logprobs=0,
+)  # fmt: skip
+RESOLVED = ResolvedRequest("", (), (), PARAMS, (0,), False, Granularity.NONE, 1, 0)
+OUTPUT = Output(0, 0, "", Tokens(), (), FinishReason.STOP, None, 1, 1, 1, 0, 0, ())
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +307,44 @@ def test_ids_reach_to_the_end_of_a_stop_string(
         text(whole)[: at + len(stop)].encode()
     )
     assert (answer.finish_reason, answer.matched_stop_str) == ("stop", stop)
+
+
+PIECES = (b"", b"a", b"ab", b"b a", b"\n", b"\xff", b"\x80", b"\xc3", b"\xa9", b"\xe2\x82", b"\xac")
+
+
+class Pieces:
+    """A tokenizer of halves of characters, and of bytes that are none."""
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return PIECES[token_id]
+
+
+def test_any_stop_string_is_in_the_text_of_the_ids_wherever_tokens_and_characters_end() -> None:
+    random, tokenizer, num_stopped = Random(7), cast(Tokenizer, Pieces()), 0
+    for _ in range(3000):
+        ids = random.choices(range(len(PIECES)), k=random.randint(1, 14))
+        whole = b"".join(PIECES[i] for i in ids).decode("utf-8", "replace")
+        begin = random.randrange(len(whole) + 1)
+        stop = whole[begin : begin + random.randint(1, 4)]
+        stream = TextStream(0, tokenizer, (stop,), frozenset(), (len(ids),))
+        for position, token in enumerate(ids, start=2):
+            stream.push(token, position, 0, 1.0)
+        assert stream.end is not None
+        if not stop or stream.end.stop != stop:
+            continue
+        num_stopped += 1
+        resolved = replace(
+            RESOLVED, spans=(Span(SpanKind.PROMPT, 2), Span(SpanKind.HOLE, len(ids)))
+        )
+        output = replace(
+            OUTPUT, stop=stop, text=stream.text, tokens=stream.tokens, canvas=(0, 0, *ids)
+        )
+        made = Replies(resolved, tokenizer, streams=False, with_logprobs=False)
+        (reply,) = made.of(Finished((output,), 0, 0, 0))
+        told = list(reply.complete.output_ids)
+        assert told == ids[: len(told)]
+        assert stop in b"".join(PIECES[i] for i in told).decode("utf-8", "replace")
+    assert num_stopped > 1000
 
 
 def test_abort_ends_the_request_of_that_id_and_no_other(routed: RunningServer) -> None:

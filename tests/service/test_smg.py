@@ -265,6 +265,9 @@ async def test_of_a_server_that_is_killed_only_open_streams_break(fleet: Fleet) 
             await load.goes_on(24)
         finally:
             load.stopped.set()
+    killed.start()
+    await asyncio.to_thread(killed.wait_ready)
+    await asyncio.to_thread(fleet.smg.wait_healthy, 2)
     print(dict(load.outcomes))
     broken = load.outcomes.pop("stream failed: APIError", 0)
     assert broken <= 4, "each had one call open"
