@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints-dev.txt
 
 stubs: $(STUBS)
 
-$(STUBS): proto/vdiff/v1/generation.proto proto/generate.py $(VENV)/.installed
+$(STUBS): proto/vdiff/v1/generation.proto proto/vllm/grpc/engine/vllm_engine.proto proto/generate.py $(VENV)/.installed
 	$(BIN)/python proto/generate.py
 	touch $@
 
@@ -62,4 +62,4 @@ bench: install
 	$(BIN)/python -m benchmarks.quick
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info vdiff_grpc/v1/*_pb2*
+	rm -rf $(VENV) build dist *.egg-info vdiff_grpc/*/*_pb2*

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "vdiff_grpc": (),
     "vdiff_grpc.v1": (),
+    "vdiff_grpc.vllm": (),
     "vdiff_grpc.errors": (),
     "vdiff_grpc.config": ("vdiff_grpc.engine.types",),
     "vdiff_grpc.keys": ("vdiff_grpc.errors",),
@@ -23,7 +24,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "vdiff_grpc.client": ("vdiff_grpc.channels", "vdiff_grpc.errors", "vdiff_grpc.v1"),
     "vdiff_grpc.cli": ("gateway.app", "gateway.config", "vdiff_grpc.client", "vdiff_grpc.config", "vdiff_grpc.errors", "vdiff_grpc.keys", "vdiff_grpc.server.app", "vdiff_grpc.v1"),
     "vdiff_grpc.__main__": ("vdiff_grpc.cli",),
-    "vdiff_grpc.server": ("vdiff_grpc.config", "vdiff_grpc.engine", "vdiff_grpc.errors", "vdiff_grpc.keys", "vdiff_grpc.sliding_window", "vdiff_grpc.v1"),
+    "vdiff_grpc.server": ("vdiff_grpc.config", "vdiff_grpc.engine", "vdiff_grpc.errors", "vdiff_grpc.keys", "vdiff_grpc.sliding_window", "vdiff_grpc.v1", "vdiff_grpc.vllm"),
     "vdiff_grpc.engine": ("vdiff_grpc.errors",),
     # No server, no engine: what the bare package has.
     "gateway": ("vdiff_grpc.channels", "vdiff_grpc.keys", "vdiff_grpc.sliding_window", "vdiff_grpc.v1"),

@@ -165,6 +165,9 @@ class ServerConfig:
         "",
         "file of API keys (docs/security.md), read again when it changes. Empty: no key is needed",
     )
+    vllm_service: bool = _option(
+        False, "vLLM's gRPC contract beside ours, for routers that speak it: on or off"
+    )
     reflection: bool = _option(True, "server reflection: on or off")
     channelz: bool = _option(False, "gRPC's own statistics of connections: on or off")
     log_format: str = _choice("text", "log lines as text or json", "text", "json")

@@ -20,9 +20,14 @@ def free_port() -> int:
 
 
 class ServerProcess:
-    """`vdiff-grpc serve` with the tiny checkpoint; its log goes to a file."""
+    """`vdiff-grpc serve` with the tiny checkpoint; its log goes to a file.
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    is_there: at once; else its port is known, and nobody listens until `start`.
+    """
+
+    process: subprocess.Popen[bytes] | None = None
+
+    def __init__(self, folder: Path, *flags: str, is_there: bool = True) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.log = folder / f"server-{self.port}.log"
@@ -30,7 +35,8 @@ class ServerProcess:
             *("--model", str(TINY), "--port", str(self.port), "--device", "cpu", "--threads", "1"),
             *flags,
         )
-        self.start()
+        if is_there:
+            self.start()
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -46,82 +52,40 @@ class ServerProcess:
 
     def leave(self) -> int:
         """SIGTERM; gives the exit code once it has drained."""
+        assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(90)
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
 
 ENVOY = shutil.which("envoy") or str(Path(sys.executable).with_name("envoy"))
 
-_ENVOY_CONFIG = """
-static_resources:
-  listeners:
-  - address: {socket_address: {address: 127.0.0.1, port_value: %(port)d}}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: grpc
-          codec_type: AUTO
-          stream_idle_timeout: 0s
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config:
-              "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: ["*"]
-              routes:
-              - match: {prefix: /}
-                route:
-                  cluster: servers
-                  timeout: 0s
-                  retry_policy:
-                    retry_on: unavailable,refused-stream,connect-failure
-                    num_retries: 3
-                    retry_host_predicate:
-                    - name: envoy.retry_host_predicates.previous_hosts
-                      typed_config:
-                        "@type": type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate
-  clusters:
-  - name: servers
-    type: STATIC
-    connect_timeout: 2s
-    lb_policy: ROUND_ROBIN
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {http2_protocol_options: {}}
-    health_checks:
-    - timeout: 2s
-      interval: 0.3s
-      no_traffic_interval: 0.3s
-      unhealthy_threshold: 1
-      healthy_threshold: 1
-      grpc_health_check: {service_name: vdiff.v1.GenerationService}
-    load_assignment:
-      cluster_name: servers
-      endpoints:
-      - lb_endpoints:
-%(endpoints)s
-"""
-_ENDPOINT = "        - endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: %d}}}"
+_ENVOY_CONFIG = Path(__file__).parent.parent.parent / "docs" / "envoy.yaml"
+_LISTENER = "{address: 0.0.0.0, port_value: 8080}"
+_ENDPOINT = "        - endpoint: {address: {socket_address: {address: vdiff-headless, port_value: 50051}}}\n"
 
 
 class Envoy:
-    """In front of servers that it asks for their health, in round-robin."""
+    """In front of servers that it asks for their health, in round-robin: as docs/envoy.yaml says."""
 
     def __init__(self, folder: Path, servers: list[ServerProcess]) -> None:
         port = free_port()
         self.address = f"127.0.0.1:{port}"
-        endpoints = "\n".join(_ENDPOINT % server.port for server in servers)
+        documented = _ENVOY_CONFIG.read_text()
+        assert documented.count(_LISTENER) == documented.count(_ENDPOINT) == 1
+        endpoints = "".join(
+            _ENDPOINT.replace("vdiff-headless", "127.0.0.1").replace("50051", str(server.port))
+            for server in servers
+        )
+        listener = f"{{address: 127.0.0.1, port_value: {port}}}"
         config = folder / "envoy.yaml"
-        config.write_text(_ENVOY_CONFIG % {"port": port, "endpoints": endpoints})
+        config.write_text(
+            documented.replace(_LISTENER, listener).replace(_ENDPOINT, endpoints), encoding="utf-8"
+        )
         self.log = folder / "envoy.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(

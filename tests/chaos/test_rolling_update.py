@@ -1,8 +1,9 @@
-"""Servers are restarted in turn under load: no call fails, whoever spreads the calls."""
+"""Servers are restarted, added and taken away under load: no call fails, whoever spreads the calls."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.load import HANG_S, Load, until
-from tests.chaos.processes import ENVOY, Envoy, ServerProcess
+from tests.chaos.processes import ENVOY, Envoy, ServerProcess, free_port
 from tests.conftest import RunningServer, tiny_config
 from vdiff_grpc.client import AsyncClient
 
@@ -25,7 +26,7 @@ async def roll(
     learn_from: str,
     restarts: list[Callable[[], Awaitable[None]]],
 ) -> Load:
-    """Loads what `connect` reaches, and meanwhile restarts one server after the other."""
+    """Loads what `connect` reaches, and meanwhile does one after the other."""
     load = Load()
     async with AsyncClient(learn_from) as client:
         await load.learn(client)
@@ -55,30 +56,37 @@ def assert_none_failed(load: Load) -> None:
 
 
 async def test_behind_round_robin_no_call_fails() -> None:
-    servers = [await asyncio.to_thread(_started) for _ in range(2)]
-    addresses = [server.address for server in servers]
+    servers = {port: await asyncio.to_thread(_started, port) for port in (free_port(), free_port())}
+    first, second, newcomer = *servers, free_port()
 
-    async def restart(index: int) -> None:
-        port = int(addresses[index].rpartition(":")[2])
-        await asyncio.to_thread(servers[index].call, servers[index].server.drain())
-        await asyncio.to_thread(servers[index].close)
-        servers[index] = await asyncio.to_thread(_started, port)
-        # it has been found again once it has answered somebody
-        await until(lambda: servers[index].server._engine.statistics.requests_finished > 0)
+    async def leave(port: int) -> None:
+        await asyncio.to_thread(servers[port].call, servers[port].server.drain())
+        await asyncio.to_thread(servers.pop(port).close)
+
+    async def join(port: int) -> None:
+        servers[port] = await asyncio.to_thread(_started, port)
+        # it has been found once it has answered somebody
+        await until(lambda: servers[port].server._engine.statistics.requests_finished > 0)
+
+    async def restart(port: int) -> None:
+        await leave(port)
+        await join(port)
 
     try:
         load = await roll(
-            lambda: AsyncClient(addresses, timeout_s=HANG_S),
-            addresses[0],
-            [lambda: restart(0), lambda: restart(1)],
+            lambda: AsyncClient(
+                [f"127.0.0.1:{port}" for port in (first, second, newcomer)], timeout_s=HANG_S
+            ),
+            servers[first].address,
+            [lambda: restart(first), lambda: join(newcomer), lambda: leave(second)],
         )
     finally:
-        for server in servers:
+        for server in servers.values():
             await asyncio.to_thread(server.close)
     assert_none_failed(load)
 
 
-def _started(port: int = 0) -> RunningServer:
+def _started(port: int) -> RunningServer:
     server = RunningServer(tiny_config(port=port, **DRAIN))
     server.start()
     server.wait_ready()
@@ -87,21 +95,49 @@ def _started(port: int = 0) -> RunningServer:
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Iterator[list[Any]]:
-    """Two servers, ready; whatever a test adds is ended, too."""
-    started: list[Any] = [ServerProcess(tmp_path, *DRAIN_FLAGS) for _ in range(2)]
+    """Two servers, ready, and one to come; whatever a test adds is ended, too."""
+    servers: list[Any] = [
+        ServerProcess(tmp_path, *DRAIN_FLAGS, is_there=is_there) for is_there in (True, True, False)
+    ]
     try:
-        for server in started:
+        for server in servers[:2]:
             server.wait_ready()
-        yield started
+        yield servers
     finally:
-        for process in started:
+        for process in servers:
             process.kill()
 
 
-async def _restart(server: ServerProcess) -> None:
+async def _leave(server: ServerProcess) -> None:
     assert await asyncio.to_thread(server.leave) == 0, server.log.read_text()[-2000:]
+
+
+async def _join(server: ServerProcess) -> None:
+    """Until it has been found: it has answered somebody since it was started."""
+    before = _num_answered(server)
     server.start()
     await asyncio.to_thread(server.wait_ready)
+    await until(lambda: _num_answered(server) > before)
+
+
+async def _restart(server: ServerProcess) -> None:
+    await _leave(server)
+    await _join(server)
+
+
+def _num_answered(server: ServerProcess) -> int:
+    text = server.log.read_text() if server.log.exists() else ""
+    return len(re.findall(r" rpc=GenerationService/\w+ .*code=OK", text))
+
+
+def _changes(servers: list[ServerProcess]) -> list[Callable[[], Awaitable[None]]]:
+    """Every server is restarted, one is added, and those who were there are taken away."""
+    first, second, newcomer = servers
+    return [
+        *(lambda server=server: _restart(server) for server in (first, second)),
+        lambda: _join(newcomer),
+        *(lambda server=server: _leave(server) for server in (first, second)),
+    ]
 
 
 @pytest.mark.long
@@ -110,7 +146,7 @@ async def test_behind_round_robin_no_call_fails_over_real_restarts(processes: li
     load = await roll(
         lambda: AsyncClient([server.address for server in processes], timeout_s=HANG_S),
         processes[0].address,
-        [lambda server=server: _restart(server) for server in [*processes, *processes]],
+        _changes(processes),
     )
     assert_none_failed(load)
 
@@ -129,6 +165,6 @@ async def test_behind_envoy_no_call_fails_though_the_client_does_not_retry(
     load = await roll(
         lambda: AsyncClient(envoy.address, retries=None, timeout_s=HANG_S),
         servers[0].address,
-        [lambda server=server: _restart(server) for server in [*servers, *servers]],
+        _changes(servers),
     )
     assert_none_failed(load)

@@ -15,14 +15,14 @@ from functools import partial
 
 from grpc import aio
 
-from vdiff_grpc import v1
+from vdiff_grpc import v1, vllm
 from vdiff_grpc.config import ServerConfig
 from vdiff_grpc.errors import CheckpointError, VdiffError
 from vdiff_grpc.keys import KeyFileError, KeyRing
-from vdiff_grpc.server import logs
+from vdiff_grpc.server import logs, vllm_service
 from vdiff_grpc.server.async_engine import AsyncEngine
 from vdiff_grpc.server.auth import Gatekeeper
-from vdiff_grpc.server.health import Health, add_channelz, add_reflection
+from vdiff_grpc.server.health import SERVICES, Health, add_channelz, add_reflection
 from vdiff_grpc.server.interceptors import CallInterceptor
 from vdiff_grpc.server.rate_limit import RateLimits
 from vdiff_grpc.server.runs import Care
@@ -76,7 +76,8 @@ class Server:
                 *_connection_age(config),
             ],
         )
-        self._health = Health(self._grpc)
+        self._services = (*SERVICES, vllm_service.NAME) if config.vllm_service else SERVICES
+        self._health = Health(self._grpc, self._services)
         self._follower: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -84,8 +85,11 @@ class Server:
         generation, model = GenerationService(self._engine), ModelService(self._engine, self.config)
         v1.add_GenerationServiceServicer_to_server(generation, self._grpc)
         v1.add_ModelServiceServicer_to_server(model, self._grpc)
+        if self.config.vllm_service:
+            engine = vllm_service.VllmEngine(self._engine)
+            vllm.add_VllmEngineServicer_to_server(engine, self._grpc)
         if self.config.reflection:
-            add_reflection(self._grpc)
+            add_reflection(self._grpc, self._services)
         if self.config.channelz:
             add_channelz(self._grpc)
         self._listen()

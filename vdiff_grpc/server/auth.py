@@ -31,16 +31,23 @@ logger = logging.getLogger(__name__)
 
 _AUTHORIZATION = "authorization"
 _SCHEME = "bearer"
-_OPEN = "/grpc.health.v1.Health/"
-_OURS = "/vdiff.v1."
-_INSPECTED = ("/grpc.reflection.", "/grpc.channelz.")
+_VLLM = "/vllm.grpc.engine."
+OURS = ("/vdiff.v1.", _VLLM)
+_OPEN = ("/grpc.health.v1.Health/", f"{_VLLM}VllmEngine/HealthCheck")
+_INSPECTED = ("/grpc.reflection.", "/grpc.channelz.", f"{_VLLM}VllmEngine/GetLoads")
 # What a client needs to know before it can ask well; the replies show others' figures to `inspect`.
-_ANY_RIGHT = ("/vdiff.v1.ModelService/GetModelInfo", "/vdiff.v1.ModelService/GetServerInfo")
+_ANY_RIGHT = (
+    "/vdiff.v1.ModelService/GetModelInfo",
+    "/vdiff.v1.ModelService/GetServerInfo",
+    f"{_VLLM}VllmEngine/GetModelInfo",
+    f"{_VLLM}VllmEngine/GetServerInfo",
+)
 # Counted as requests: what makes the server work.
 _COUNTED = (
     "/vdiff.v1.GenerationService/Generate",
     "/vdiff.v1.GenerationService/StreamGenerate",
     "/vdiff.v1.ModelService/CountTokens",
+    f"{_VLLM}VllmEngine/Generate",
 )
 
 
@@ -106,6 +113,11 @@ class Gatekeeper(aio.ServerInterceptor):
         return await continuation(handler_call_details)
 
 
+def short(rpc: str) -> str:
+    """A method's name for logs: without the package, where the service is ours."""
+    return rpc.rpartition(".")[2] if rpc.startswith(OURS) else rpc
+
+
 def certified(context: aio.ServicerContext[Any, Any]) -> Caller | None:
     """The caller by its TLS certificate's common name, where it showed one that was checked."""
     for name in context.auth_context().get("x509_common_name", ()):
@@ -128,7 +140,7 @@ def _require(caller: Caller, rpc: str) -> None:
     """Raises PermissionDeniedError. A method of ours that is not listed generates."""
     if rpc.startswith(_INSPECTED):
         right = INSPECT
-    elif rpc.startswith(_OURS) and rpc not in _ANY_RIGHT:
+    elif rpc.startswith(OURS) and rpc not in _ANY_RIGHT:
         right = GENERATE
     else:
         return
@@ -145,7 +157,7 @@ def _refusal(
     async def refuse(_: object, context: aio.ServicerContext[Any, Any]) -> None:
         fields = {
             "request_id": logs.one_line(given.get("x-request-id", "")),
-            "rpc": logs.one_line(rpc.removeprefix(_OURS)),
+            "rpc": logs.one_line(short(rpc)),
             "caller": name,
             "peer": logs.one_line(context.peer()),
             "code": status.code_of(error).name,

@@ -30,12 +30,13 @@ _STATUS = health_pb2.HealthCheckResponse
 class Health:
     """Answers health checks of all services; liveness is SERVING while the server lives."""
 
-    def __init__(self, server: aio.Server) -> None:
+    def __init__(self, server: aio.Server, services: tuple[str, ...]) -> None:
+        self._services = services
         self._servicer = _Servicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def set_ready(self, ready: bool) -> None:
-        for service in SERVICES:
+        for service in self._services:
             status = _STATUS.SERVING if ready else _STATUS.NOT_SERVING
             self._servicer.listed[service] = _STATUS(status=status)
             await self._servicer.set(service, status)
@@ -57,10 +58,9 @@ def add_channelz(server: aio.Server) -> None:
     channelz.add_channelz_servicer(server)
 
 
-def add_reflection(server: aio.Server) -> None:
+def add_reflection(server: aio.Server, services: tuple[str, ...]) -> None:
     """Serves reflection v1alpha, which grpcio ships, and v1, whose messages are the same."""
-    services = (*SERVICES, HEALTH, reflection.SERVICE_NAME)
-    servicer = reflection.aio.ReflectionServicer(services)
+    servicer = reflection.aio.ReflectionServicer((*services, HEALTH, reflection.SERVICE_NAME))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     method = grpc.stream_stream_rpc_method_handler(
         servicer.ServerReflectionInfo,

@@ -33,9 +33,9 @@ from vdiff_grpc.server.rate_limit import Allowance
 
 logger = logging.getLogger(__name__)
 
-_OURS = "/vdiff.v1."
 _NO_DEADLINE_S = 1e8  # gRPC gives a far future where a caller gave no deadline
 _REQUEST_ID = "x-request-id"
+_LOGGED = ("GenerationService/", "VllmEngine/Generate", "VllmEngine/Abort")
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -85,10 +85,8 @@ class CallInterceptor(aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None:
             return None
-        ours = rpc.startswith(_OURS)
-        self._wrapped[rpc] = (
-            self._wrap(rpc.removeprefix(_OURS), handler) if ours else guarded(rpc, handler)
-        )
+        ours = rpc.startswith(auth.OURS)
+        self._wrapped[rpc] = self._wrap(auth.short(rpc), handler) if ours else guarded(rpc, handler)
         return self._wrapped[rpc]
 
     def _wrap(self, rpc: str, handler: Handler) -> Handler:
@@ -236,5 +234,5 @@ def _log(call: Call, code: grpc.StatusCode, total_ns: int) -> None:
         "total_ms": round(total_ns / 1e6, 2),
     }
     given = {name: value for name, value in fields.items() if value not in (None, "")}
-    level = logging.INFO if call.rpc.startswith("GenerationService") else logging.DEBUG
+    level = logging.INFO if call.rpc.startswith(_LOGGED) else logging.DEBUG
     logger.log(level, "request", extra={"fields": given})

@@ -44,7 +44,7 @@ class GenerationService(v1.GenerationServiceServicer):
     ) -> v1.GenerateResponse:
         async with await self._submit(request.spec, call) as stream:
             finished = await stream.finished()
-        _note(call, finished)
+        note(call, finished)
         return replies.generate_response(self._engine.info, stream.request, finished)
 
     async def StreamGenerate(  # type: ignore[override]  # noqa: N802
@@ -57,14 +57,14 @@ class GenerationService(v1.GenerationServiceServicer):
             yield replies.started(info, stream.request, tokenizer)
             async for event in stream:
                 if isinstance(event, types.Finished):
-                    _note(call, event)
+                    note(call, event)
                 yield replies.stream_response(info, stream.request, event, tokenizer)
 
     async def CancelRequest(  # type: ignore[override]  # noqa: N802
         self, request: v1.CancelRequestRequest, call: Call
     ) -> v1.CancelRequestResponse:
         request_id = requests.cancelled_id(request)
-        return v1.CancelRequestResponse(cancelled=self._engine.cancel(_group(call), request_id))
+        return v1.CancelRequestResponse(cancelled=self._engine.cancel(group(call), request_id))
 
     async def _submit(
         self,
@@ -76,11 +76,11 @@ class GenerationService(v1.GenerationServiceServicer):
         call.model = spec.model or self._engine.names[0]
         _refuse_other_models(self._engine, spec.model)
         with requests.located("spec"):
-            request = await _converted(
+            request = await converted(
                 requests.request_of, spec, call.request_id, granularity, stride
             )
             return await self._engine.submit(
-                request, call.deadline_ns, _origin(call, is_named=bool(spec.request_id))
+                request, call.deadline_ns, origin(call, is_named=bool(spec.request_id))
             )
 
 
@@ -137,25 +137,25 @@ class ModelService(v1.ModelServiceServicer):
         self, request: v1.CountTokensRequest, call: Call
     ) -> v1.CountTokensResponse:
         _refuse_other_models(self._engine, request.model)
-        prompt = await _converted(requests.prompt_of, request)
+        prompt = await converted(requests.prompt_of, request)
         ids, spans = await self._engine.encode(prompt)
         return replies.count_tokens_response(ids, spans)
 
 
-def _group(call: Call) -> str:
+def group(call: Call) -> str:
     """Who shares request ids and limits: a key, or without keys an address."""
     return call.caller or call.peer.rpartition(":")[0]
 
 
-def _origin(call: Call, *, is_named: bool) -> Origin:
+def origin(call: Call, *, is_named: bool) -> Origin:
     def charge(request: types.ResolvedRequest) -> None:
         generated = request.params.n * request.params.max_new_tokens
         call.allowance.charge(request.num_prompt_tokens + generated)
 
-    return Origin(call.caller, _group(call), is_named, charge, call.allowance.settle)
+    return Origin(call.caller, group(call), is_named, charge, call.allowance.settle)
 
 
-async def _converted(convert: Callable[..., _T], message: Message, *more: object) -> _T:
+async def converted(convert: Callable[..., _T], message: Message, *more: object) -> _T:
     """Off the event loop when the message is large."""
     if message.ByteSize() > _LARGE_BYTES:
         return await asyncio.to_thread(convert, message, *more)
@@ -168,7 +168,7 @@ def _refuse_other_models(engine: AsyncEngine, model: str) -> None:
         raise ModelNotFoundError(f"model ({model[:128]!r}) is not served here; served: {served}")
 
 
-def _note(call: Call, finished: types.Finished) -> None:
+def note(call: Call, finished: types.Finished) -> None:
     """What the log line says of a finished request."""
     outputs = finished.outputs
     call.tokens = sum(len(output.tokens.ids) for output in outputs)

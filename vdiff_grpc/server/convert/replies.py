@@ -119,7 +119,7 @@ def model_info_response(
             max_waiting_rows=limits.max_waiting_rows,
             max_step_tokens=limits.max_step_tokens,
             max_request_time=duration(limits.max_request_time_s),
-            max_prompt_tokens=limits.max_canvas_tokens - _least_room(info),
+            max_prompt_tokens=limits.max_canvas_tokens - least_room(info),
             max_template_segments=MAX_SEGMENTS,
         ),
         defaults=resolved,
@@ -306,7 +306,7 @@ def _texts(
     return ["" if token_id == info.blank_id else text(token_id) for token_id in token_ids]
 
 
-def _least_room(info: types.ModelInfo) -> int:
+def least_room(info: types.ModelInfo) -> int:
     """Positions that a prompt leaves free at least."""
     if info.attention is types.AttentionPattern.CANVAS:
         return info.block_length or 1

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from vdiff_grpc import v1
+from vdiff_grpc import v1, vllm
 from vdiff_grpc.engine import types
 from vdiff_grpc.errors import FieldViolation, InvalidRequestError
 from vdiff_grpc.server.convert.strategies import strategy_of
@@ -60,6 +60,8 @@ def request_id(request: Message | None, metadata: Mapping[str, str]) -> str:
     spec = getattr(request, "spec", None)
     if isinstance(spec, v1.GenerationSpec) and spec.request_id:
         field, value = "spec.request_id", spec.request_id
+    elif isinstance(request, vllm.GenerateRequest) and request.request_id:
+        field, value = "request_id", request.request_id
     elif metadata.get("x-request-id"):
         field, value = "x-request-id", metadata["x-request-id"]
     else:
