@@ -4,6 +4,9 @@
 
 # To the byte: python:3.11-slim-bookworm@sha256:...
 ARG PYTHON=python:3.11-slim-bookworm
+# The time in the wheel, better the commit's: `git log -1 --format=%ct`. Where it is set, byte code is
+# checked by hash, not by time.
+ARG SOURCE_DATE_EPOCH=315532800
 
 FROM ${PYTHON} AS base
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
@@ -19,34 +22,32 @@ COPY pyproject.toml setup.py README.md LICENSE ./
 COPY proto proto
 COPY vdiff_grpc vdiff_grpc
 COPY gateway gateway
-# Timestamps in the wheel: of the commit, `git log -1 --format=%ct`.
-ARG SOURCE_DATE_EPOCH=315532800
+ARG SOURCE_DATE_EPOCH
 RUN /build/bin/pip wheel --no-build-isolation --no-deps --no-index --wheel-dir /wheels .
 
 
-# Byte code is checked by hash, not time: the same input gives the same files.
 FROM base AS server-environment
+ARG SOURCE_DATE_EPOCH
 # cuda or cpu: which lock.
 ARG ACCELERATOR=cuda
 # For cpu: PyTorch's own CPU index, the only one that has +cpu.
 ARG TORCH_INDEX=""
 COPY requirements/server-${ACCELERATOR}.txt /tmp/lock.txt
 RUN python -m venv --without-pip /opt/vdiff \
-    && pip --python /opt/vdiff/bin/python install --no-compile --no-deps --require-hashes \
+    && pip --python /opt/vdiff/bin/python install --no-deps --require-hashes \
         ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -r /tmp/lock.txt
 COPY --from=wheel /wheels /wheels
-RUN pip --python /opt/vdiff/bin/python install --no-compile --no-deps --no-index /wheels/*.whl \
-    && python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/vdiff/lib
+RUN pip --python /opt/vdiff/bin/python install --no-deps --no-index /wheels/*.whl
 
 
 FROM base AS gateway-environment
+ARG SOURCE_DATE_EPOCH
 COPY requirements/gateway.txt /tmp/lock.txt
 RUN python -m venv --without-pip /opt/vdiff \
-    && pip --python /opt/vdiff/bin/python install --no-compile --no-deps --require-hashes \
+    && pip --python /opt/vdiff/bin/python install --no-deps --require-hashes \
         -r /tmp/lock.txt
 COPY --from=wheel /wheels /wheels
-RUN pip --python /opt/vdiff/bin/python install --no-compile --no-deps --no-index /wheels/*.whl \
-    && python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/vdiff/lib
+RUN pip --python /opt/vdiff/bin/python install --no-deps --no-index /wheels/*.whl
 
 
 # A user by number, for runAsNonRoot; with a name, because torch asks for one. /tmp is the only
