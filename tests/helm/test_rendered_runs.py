@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import subprocess
@@ -147,17 +148,18 @@ async def test_the_gateway_reaches_the_server_with_its_certificate_and_key(
 
 
 @pytest.mark.parametrize("name", ["defaults", *VALUES_FILES, "mtls"])
-def test_the_notes_commands_are_understood(name: str) -> None:
+def test_the_notes_commands_are_understood(name: str, tmp_path: Path) -> None:
     values = combine(name) if name == "mtls" else None
     command = ["install", RELEASE, str(CHART), "--dry-run=client", "--namespace", NAMESPACE]
     notes = run(command, values, VALUES_FILES.get(name, ())).partition("NOTES:")[2]
     lines = [line.strip() for line in notes.splitlines() if line.startswith("  ")]
+    objects = template(values, files=VALUES_FILES.get(name, ()))
     for line in lines:
-        understood(line, template(values, files=VALUES_FILES.get(name, ())))
+        understood(line, objects, tmp_path)
     assert {line.partition(" ")[0] for line in lines} >= {"kubectl", "helm", "vdiff-grpc"}
 
 
-def understood(line: str, objects: list[Object]) -> None:
+def understood(line: str, objects: list[Object], folder: Path) -> None:
     """Raises AssertionError for a command that its program would refuse, or that names nothing."""
     words = [word.strip("'\"") for word in re.findall(r"'[^']*'|\"[^\"]*\"|\S+", line)]
     if words[0] == "kubectl":
@@ -168,20 +170,23 @@ def understood(line: str, objects: list[Object]) -> None:
                 assert (kind, name) in {
                     (one["kind"].lower(), one["metadata"]["name"]) for one in objects
                 }, line
-        if (command := arguments[2:3]) == ["port-forward"]:
+            if word.startswith("--from-file="):
+                (folder / word.partition("=")[2]).touch()
+        if arguments[2] == "port-forward":
             port = int(arguments[4].partition(":")[2])
             service = arguments[3].removeprefix("service/")
             (found,) = (o for o in of_kind(objects, "Service") if o["metadata"]["name"] == service)
             assert port in [one["port"] for one in found["spec"]["ports"]], line
         ended = subprocess.run(
             [tools.kubectl(), "--server=http://127.0.0.1:1", *arguments],
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=60,
             check=False,
         )
         # It got as far as the API server, which is not there.
-        assert "127.0.0.1:1 was refused" in ended.stderr, (line, command, ended.stderr)
+        assert "127.0.0.1:1 was refused" in ended.stderr, (line, ended.stderr)
     elif words[0] == "vdiff-grpc":
         cli._parser().parse_args(words[1:])
     elif words[0] == "helm":
@@ -195,3 +200,37 @@ def understood(line: str, objects: list[Object]) -> None:
         assert "refused" in ended.stderr or "unreachable" in ended.stderr, (line, ended.stderr)
     else:
         assert words[0] in ("curl", *(word for word in words if word.startswith("dns:///"))), line
+
+
+def test_the_guides_commands_are_understood(tmp_path: Path) -> None:
+    objects = template()
+    guide = (CHART.parents[1] / "docs" / "deployment.md").read_text()
+    lines = [
+        line
+        for block in re.findall(r"^```sh\n(.*?)^```", guide, re.M | re.S)
+        for line in block.splitlines()
+    ]
+    lines += re.findall(r"`(kubectl [^`]+|helm show [^`]+)`", guide)
+    programs = {line.partition(" ")[0] for line in lines}
+    assert programs == {"docker", "helm", "kubectl", "vdiff-grpc"}
+    dockerfile = (CHART.parents[1] / "Dockerfile").read_text()
+    for line in lines:
+        words = line.split()
+        if words[:3] == ["helm", "upgrade", "--install"]:
+            files = tuple(
+                Path(after).name
+                for before, after in itertools.pairwise(words)
+                if before == "--values"
+            )
+            assert template(files=files, release=words[3])
+            assert words[4] == "helm/vdiff-grpc"
+        elif words[:2] == ["helm", "show"]:
+            assert "server:" in run(["show", "values", str(CHART)])
+        elif words[:2] == ["docker", "build"]:
+            for before, after in itertools.pairwise(words):
+                if before == "--target":
+                    assert f" AS {after}\n" in dockerfile
+                elif before == "--build-arg":
+                    assert f"\nARG {after.partition('=')[0]}=" in dockerfile
+        elif words[:2] != ["docker", "compose"]:
+            understood(line, objects, tmp_path)
