@@ -8,7 +8,7 @@ MODEL ?= demo
 STUBS := vdiff_grpc/v1/generation_pb2.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install stubs run demo check format browser test test-all bench clean
+.PHONY: install stubs run demo check format browser test test-all bench lock clean
 
 install: $(VENV)/.installed $(STUBS)
 
@@ -60,6 +60,21 @@ test-all: check browser
 
 bench: install
 	$(BIN)/python -m benchmarks.quick
+
+# What the container images are built from, to the hash; for the Dockerfile's Python. The CPU lock
+# wants PyTorch's CPU index in TORCH_CPU, as an index's --extra-index-url or a folder's --find-links.
+LOCK := $(BIN)/uv pip compile -q --upgrade --generate-hashes --no-annotate \
+	--python-version 3.11 --python-platform x86_64-manylinux_2_28 -c constraints-dev.txt
+TORCH_CPU ?=
+
+lock: export UV_CUSTOM_COMPILE_COMMAND = make lock
+lock: install
+	$(BIN)/pip install -q 'uv>=0.9'
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		| $(LOCK) - -o requirements/build.txt
+	$(LOCK) pyproject.toml --extra gateway -o requirements/gateway.txt
+	$(LOCK) pyproject.toml --extra server -o requirements/server-cuda.txt
+	$(LOCK) $(TORCH_CPU) pyproject.toml --extra server -o requirements/server-cpu.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info vdiff_grpc/*/*_pb2*

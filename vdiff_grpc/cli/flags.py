@@ -85,6 +85,24 @@ class Ask:
 def add_call_flags(parser: argparse.ArgumentParser) -> None:
     """Where the server is, and the prompt."""
     parser.add_argument("prompt", help="text to continue; - reads standard input")
+    add_connection_flags(parser)
+    parser.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help=f"file with the API key; else it is taken from {KEY_VARIABLE}",
+    )
+    parser.add_argument("--model", default="", metavar="NAME", help="refused if not served there")
+    parser.add_argument(
+        "--timeout", dest="timeout_s", type=float, metavar="SECONDS", help="give up after so long"
+    )
+    parser.add_argument("--request-id", default="", metavar="ID", help="names the call in logs")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--chat", action="store_true", help="the prompt is a chat's user message")
+    shape.add_argument("--suffix", metavar="TEXT", help="text that follows what is generated")
+
+
+def add_connection_flags(parser: argparse.ArgumentParser) -> None:
+    """Where the server is, and how to trust it."""
     parser.add_argument(
         "--address",
         default=os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS,
@@ -106,18 +124,10 @@ def add_call_flags(parser: argparse.ArgumentParser) -> None:
             "servers that want one",
         )
     parser.add_argument(
-        "--api-key-file",
-        metavar="FILE",
-        help=f"file with the API key; else it is taken from {KEY_VARIABLE}",
+        "--tls-name",
+        metavar="NAME",
+        help="the name that the server's certificate must have, if not its address",
     )
-    parser.add_argument("--model", default="", metavar="NAME", help="refused if not served there")
-    parser.add_argument(
-        "--timeout", dest="timeout_s", type=float, metavar="SECONDS", help="give up after so long"
-    )
-    parser.add_argument("--request-id", default="", metavar="ID", help="names the call in logs")
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--chat", action="store_true", help="the prompt is a chat's user message")
-    shape.add_argument("--suffix", metavar="TEXT", help="text that follows what is generated")
 
 
 def connection_fields(args: argparse.Namespace) -> ConnectionFields:
@@ -134,10 +144,13 @@ def connection_fields(args: argparse.Namespace) -> ConnectionFields:
                 Path(path).read_bytes() if path else None for path in (args.tls_key, args.tls_cert)
             )
             fields["credentials"] = grpc.ssl_channel_credentials(ca, key, cert)
+            fields["server_name"] = args.tls_name
     except OSError as error:
         raise ConnectionFlagError(f"{error.filename}: cannot be read: {error.strerror}") from None
     if bool(args.tls_key) != bool(args.tls_cert) or (args.tls_cert and not args.tls_ca):
         raise ConnectionFlagError("--tls-cert and --tls-key go together, and with --tls-ca")
+    if args.tls_name and not args.tls_ca:
+        raise ConnectionFlagError("--tls-name goes with --tls-ca")
     return fields
 
 

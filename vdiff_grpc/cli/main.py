@@ -20,7 +20,7 @@ import grpc
 from google.protobuf import json_format
 
 from vdiff_grpc import config
-from vdiff_grpc.cli import keys
+from vdiff_grpc.cli import health, keys
 from vdiff_grpc.cli.flags import (
     Ask,
     ConnectionFlagError,
@@ -257,6 +257,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_delay(watch, 0.0)
     watch.add_argument("--plain", action="store_true", help="plain lines on a terminal too")
 
+    health.add_flags(
+        _command(commands, "health", health.run, "ask a server whether it serves; 0: it does")
+    )
     keys.add_flags(_command(commands, "keys", keys.run, "make and remove a server's API keys"))
 
     demo = _command(
