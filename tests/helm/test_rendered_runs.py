@@ -186,7 +186,8 @@ def understood(line: str, objects: list[Object], folder: Path) -> None:
             check=False,
         )
         # It got as far as the API server, which is not there.
-        assert "127.0.0.1:1 was refused" in ended.stderr, (line, ended.stderr)
+        said = ended.stderr
+        assert "127.0.0.1:1" in said and "refused" in said, (line, said)  # noqa: PT018
     elif words[0] == "vdiff-grpc":
         cli._parser().parse_args(words[1:])
     elif words[0] == "helm":
