@@ -14,6 +14,7 @@ import dataclasses
 import statistics
 import time
 from importlib import resources
+from pathlib import Path
 
 import torch
 
@@ -54,7 +55,7 @@ def main() -> None:
                 {"strategy": name, "temperature": temperature, **measure(engine, params, num_rows)}
             )
     print(report.table(rows))
-    report.write(arguments.json, rows, tokens=arguments.tokens, model=arguments.model)
+    report.write(arguments.json, rows, tokens=arguments.tokens, model=Path(arguments.model).name)
 
 
 def measure(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
