@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from vdiff_grpc import v1
+from vdiff_grpc.tracing import Tracer
 
 from . import convert, replies, sse
 from .convert import Job
@@ -41,6 +42,7 @@ class Gate:
     upstream: Upstream
     open_exchanges: OpenExchanges
     metrics: GatewayMetrics
+    tracer: Tracer | None = None  # where spans are exported
     draining: bool = False
 
 
