@@ -105,7 +105,7 @@ class _Read(Collector):
     def collect(self) -> Iterable[Metric]:
         family = self._family()
         for attributes, value in self._values().items():
-            family.add_metric(attributes, value)
+            family.add_metric(attributes, float(value))
         return [family]
 
     def _family(self) -> CounterMetricFamily | GaugeMetricFamily:
