@@ -110,8 +110,6 @@ class Tracer:
         self._resource = provider.resource
         self._scope = InstrumentationScope(SCOPE, version("vdiff-grpc"), SCHEMA_URL)
         self._processor = processor
-        # All times are of one clock that never jumps, carried over to the calendar's once.
-        self._epoch_ns = time.time_ns() - time.monotonic_ns()
 
     def begin(
         self, name: str, parent: TraceContext | None, attributes: Attributes | None = None
@@ -130,7 +128,9 @@ class Tracer:
         flags = _FLAGS[asked.decision is Decision.RECORD_AND_SAMPLE]
         own = SpanContext(trace_id, self._ids.generate_span_id(), False, flags, asked.trace_state)
         found = {**(attributes or {}), **(asked.attributes or {})}
-        return Span(self, name, "server", own, known, time.monotonic_ns(), found)
+        # A call's times are of the clock that never jumps, carried over to the calendar's once.
+        now = time.monotonic_ns()
+        return Span(self, name, "server", own, known, now, time.time_ns() - now, found)
 
     def next_to(self, parent: SpanContext) -> SpanContext:
         return SpanContext(
@@ -151,8 +151,8 @@ class Tracer:
                 attributes=span.attributes,
                 kind=_KINDS[span.kind],
                 status=_ERROR if error else _UNSET,
-                start_time=span.begin_ns + self._epoch_ns,
-                end_time=end_ns + self._epoch_ns,
+                start_time=span.begin_ns + span.epoch_ns,
+                end_time=end_ns + span.epoch_ns,
                 instrumentation_scope=self._scope,
             )
         )
@@ -164,7 +164,7 @@ _ERROR, _UNSET = Status(StatusCode.ERROR), Status(StatusCode.UNSET)
 class Span:
     """See tracing.Span. Not sampled: it has a place in the trace, and nothing of it is kept."""
 
-    __slots__ = ("_tracer", "attributes", "begin_ns", "kind", "name", "own", "parent")
+    __slots__ = ("_tracer", "attributes", "begin_ns", "epoch_ns", "kind", "name", "own", "parent")
 
     def __init__(
         self,
@@ -174,6 +174,7 @@ class Span:
         own: SpanContext,
         parent: SpanContext | None,
         begin_ns: int,
+        epoch_ns: int,
         attributes: Attributes,
     ) -> None:
         self._tracer = tracer
@@ -182,6 +183,7 @@ class Span:
         self.own = own
         self.parent = parent
         self.begin_ns = begin_ns
+        self.epoch_ns = epoch_ns
         self.attributes = attributes
 
     @property
@@ -202,7 +204,9 @@ class Span:
     ) -> Span:
         begin_ns = time.monotonic_ns() if begin_ns is None else begin_ns
         own = self._tracer.next_to(self.own)
-        return Span(self._tracer, name, kind, own, self.own, begin_ns, attributes or {})
+        return Span(
+            self._tracer, name, kind, own, self.own, begin_ns, self.epoch_ns, attributes or {}
+        )
 
     def end(
         self,
