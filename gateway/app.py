@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 import sys
@@ -22,7 +23,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from vdiff_grpc import telemetry, tracing
 from vdiff_grpc.keys import KeyFileError, KeyRing
+from vdiff_grpc.tracing import TelemetryError
 
 from . import docs, playground, routes
 from .access import AccessControl, key_ring
@@ -34,6 +37,7 @@ from .logs import configure_logging
 from .metrics import GatewayMetrics
 from .middleware import BodyLimit, RequestContext
 from .routes import Gate, InfoEndpoints
+from .tracing import traced
 from .upstream import Upstream
 from .writes import JoiningProtocol
 
@@ -123,7 +127,7 @@ def create_app(gate: Gate, config: GatewayConfig, ring: KeyRing | None = None) -
             allow_headers=("*",),
             expose_headers=_EXPOSED,
         )
-    outer: Any = RequestContext(inner, route_of, gate.upstream.signed, metrics)
+    outer: Any = RequestContext(inner, route_of, gate.upstream.signed, metrics, gate.tracer)
     if config.trusted_proxies:
         outer = ProxyHeadersMiddleware(outer, split(config.trusted_proxies))
     application: ASGIApp = outer
@@ -143,7 +147,11 @@ class Gateway:
         )
         ring = key_ring(config.api_keys) if config.api_keys else None
         metrics = GatewayMetrics()
-        self._gate = Gate(Upstream(config, metrics.retried), OpenExchanges(), metrics)
+        # Before the channel, too.
+        self._exporting = tracing.exporting(os.environ, telemetry.GATEWAY, metrics.meters)
+        tracer = self._exporting.tracer if self._exporting is not None else None
+        upstream = Upstream(config, metrics.retried, *((traced,) if tracer is not None else ()))
+        self._gate = Gate(upstream, OpenExchanges(), metrics, tracer)
         self._follower: asyncio.Task[None] | None = None
         self._server = _Server(
             uvicorn.Config(
@@ -167,11 +175,11 @@ class Gateway:
     @classmethod
     async def start(cls, config: GatewayConfig) -> Gateway:
         """Listens when it returns. Raises OSError when the address cannot be had,
-        CredentialError and KeyFileError."""
+        CredentialError, KeyFileError and TelemetryError."""
         listener = _listen(config.host, config.port)
         try:
             gateway = cls(config, listener)
-        except (CredentialError, KeyFileError):
+        except (CredentialError, KeyFileError, TelemetryError):
             listener.close()
             raise
         gateway._serving = asyncio.create_task(
@@ -209,6 +217,8 @@ class Gateway:
             if self._follower is not None:
                 self._follower.cancel()
             await self._gate.upstream.close()
+            if self._exporting is not None:
+                await asyncio.to_thread(self._exporting.shutdown)
 
     def stop_now(self) -> None:
         """Ends all open exchanges; for a second signal while `drain` or `stop` waits."""
@@ -236,7 +246,7 @@ async def _serve(config: GatewayConfig) -> int:
     except OSError as error:
         _log.error("cannot listen on %s:%d: %s", config.host, config.port, error.strerror)
         return 1
-    except (CredentialError, KeyFileError) as error:
+    except (CredentialError, KeyFileError, TelemetryError) as error:
         _log.error("%s", error)
         return 1
 

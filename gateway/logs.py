@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from vdiff_grpc.tracing import log_fields
+
 _ENCODER = msgspec.json.Encoder(enc_hook=str)
 
 
@@ -20,7 +22,7 @@ class _Formatter(logging.Formatter):
     converter = staticmethod(time.gmtime)
 
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
-        fields = dict(getattr(record, "fields", {}))
+        fields = getattr(record, "fields", {}) | log_fields()
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return fields

@@ -14,9 +14,12 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vdiff_grpc.tracing import Tracer
+
 from . import sse
 from .errors import ApiError, internal
 from .metrics import GatewayMetrics
+from .tracing import RequestTrace
 from .upstream import AUTHORIZATION, Metadata
 
 _log = logging.getLogger("gateway.access")
@@ -50,11 +53,13 @@ class RequestContext:
         route_of: Callable[[Scope], str],
         sign: Callable[[Metadata], Metadata],
         metrics: GatewayMetrics,
+        tracer: Tracer | None,
     ) -> None:
         self._app = app
         self._route_of = route_of
         self._sign = sign
         self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,6 +68,7 @@ class RequestContext:
         begin = time.perf_counter()
         request_id, metadata = identify(scope["headers"])
         scope["vdiff.metadata"] = self._sign(metadata)
+        trace = RequestTrace(self._tracer, scope, metadata)
         status = 0
         streams = False
         self._metrics.begun()
@@ -98,7 +104,9 @@ class RequestContext:
                 "status": scope.get("vdiff.status", status),
                 "ms": round(elapsed_s * 1000, 1),
             }
-            self._metrics.ended(fields["method"], fields["route"], fields["status"], elapsed_s)
+            about = (fields["method"], fields["route"], fields["status"])
+            self._metrics.ended(*about, elapsed_s, trace.exemplar)
+            trace.end(request_id, *about)
             if caller := scope.get("vdiff.caller"):
                 fields["caller"] = caller
             _log.info("request", extra={"fields": fields})

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from vdiff_grpc import v1
+from vdiff_grpc.tracing import Tracer
 
 from . import apis, replies, sse
 from .apis import Api, ReplyStream
@@ -42,6 +43,7 @@ class Gate:
     upstream: Upstream
     open_exchanges: OpenExchanges
     metrics: GatewayMetrics
+    tracer: Tracer | None = None  # where spans are exported
     draining: bool = False
 
 

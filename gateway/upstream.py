@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -46,12 +46,24 @@ _OPTIONS: tuple[tuple[str, int | str], ...] = (
 
 Metadata = tuple[tuple[str, str], ...]
 AUTHORIZATION = "authorization"
+_Stub = TypeVar("_Stub")
+
+
+class Wrap(Protocol):
+    """Puts something around a service's stub that is called in the same way."""
+
+    def __call__(self, stub: _Stub, service: str, /) -> _Stub: ...
 
 
 class Upstream:
     """Made on the event loop that uses it. Raises CredentialError."""
 
-    def __init__(self, config: GatewayConfig, on_retry: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        on_retry: Callable[[], None] = lambda: None,
+        wrap: Wrap = lambda stub, _: stub,
+    ) -> None:
         # 0 is "never" for us and "at once" for gRPC.
         self.timeout_s = config.request_timeout_s or None
         self.retries = Retries(config.retry_attempts, self.timeout_s, on_retry)
@@ -63,8 +75,10 @@ class Upstream:
         self._channel = _channel(config, target, is_balanced(target))
         self._any = _channel(config, target, False) if is_balanced(target) else self._channel
         self._channel.get_state(try_to_connect=True)
-        self.generation = v1.GenerationServiceStub(self._channel)
-        self.models = v1.ModelServiceStub(self._channel)
+        generation = v1.GenerationServiceStub(self._channel)
+        models = v1.ModelServiceStub(self._channel)
+        self.generation = wrap(generation, "GenerationService")
+        self.models = wrap(models, "ModelService")
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
         self._any_health: Any = health_pb2_grpc.HealthStub(self._any)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Tiny models gain nothing from threads, and lose much where cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Many servers at a time: each test that reads metrics takes a port of its own.
+os.environ.setdefault("VDIFF_METRICS_PORT", "0")
 
 TINY = Path(__file__).parent / "golden" / "data" / "tiny-llada"
 
@@ -77,6 +79,7 @@ def tiny_config(**changes: Any) -> ServerConfig:
     """The tiny checkpoint (97 token ids, no tokenizer) in float32 on one thread."""
     options: dict[str, Any] = {
         "model": str(TINY),
+        "metrics_port": 0,
         "served_model_name": ("tiny", "tiny-alias"),
         "port": 0,
         "device": "cpu",

@@ -21,19 +21,24 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "vdiff_grpc.keys": ("vdiff_grpc.errors",),
     "vdiff_grpc.channels": (),
     "vdiff_grpc.sliding_window": (),
+    "vdiff_grpc.telemetry": (),
+    "vdiff_grpc.meters": ("vdiff_grpc.telemetry",),
+    "vdiff_grpc.tracing": ("vdiff_grpc.errors", "vdiff_grpc.meters", "vdiff_grpc.otlp"),
+    "vdiff_grpc.otlp": ("vdiff_grpc.meters", "vdiff_grpc.telemetry", "vdiff_grpc.tracing"),
     "vdiff_grpc.client": ("vdiff_grpc.channels", "vdiff_grpc.errors", "vdiff_grpc.v1"),
     "vdiff_grpc.cli": ("gateway.app", "gateway.config", "vdiff_grpc.client", "vdiff_grpc.config", "vdiff_grpc.errors", "vdiff_grpc.keys", "vdiff_grpc.server.app", "vdiff_grpc.v1"),
     "vdiff_grpc.__main__": ("vdiff_grpc.cli",),
-    "vdiff_grpc.server": ("vdiff_grpc.config", "vdiff_grpc.engine", "vdiff_grpc.errors", "vdiff_grpc.keys", "vdiff_grpc.sliding_window", "vdiff_grpc.v1", "vdiff_grpc.vllm"),
+    "vdiff_grpc.server": ("vdiff_grpc.config", "vdiff_grpc.engine", "vdiff_grpc.errors", "vdiff_grpc.keys", "vdiff_grpc.meters", "vdiff_grpc.sliding_window", "vdiff_grpc.telemetry", "vdiff_grpc.tracing", "vdiff_grpc.v1", "vdiff_grpc.vllm"),
     "vdiff_grpc.engine": ("vdiff_grpc.errors",),
     # No server, no engine: what the bare package has.
-    "gateway": ("vdiff_grpc.channels", "vdiff_grpc.keys", "vdiff_grpc.sliding_window", "vdiff_grpc.v1"),
+    "gateway": ("vdiff_grpc.channels", "vdiff_grpc.keys", "vdiff_grpc.meters", "vdiff_grpc.sliding_window", "vdiff_grpc.telemetry", "vdiff_grpc.tracing", "vdiff_grpc.v1"),
 }  # fmt: skip
 
 # Files that alone may import something.
 ONLY: dict[str, tuple[str, ...]] = {
     "torch": ("vdiff_grpc.engine",),
     "transformers": ("vdiff_grpc.engine",),
+    "opentelemetry": ("vdiff_grpc.otlp",),
     "grpc": ("vdiff_grpc.server", "vdiff_grpc.client", "vdiff_grpc.cli", "vdiff_grpc.v1", "gateway"),
     "asyncio": ("vdiff_grpc.server", "vdiff_grpc.client", "vdiff_grpc.cli", "gateway"),
 }  # fmt: skip
@@ -110,7 +115,9 @@ def test_the_engines_own_files_point_down() -> None:
 def test_what_runs_has_a_lowest_and_a_highest_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for wanted in project["dependencies"] + extras["server"] + extras["gateway"]:
+    for wanted in (
+        project["dependencies"] + extras["server"] + extras["gateway"] + extras["telemetry"]
+    ):
         assert re.search(r">=[\d.]+,<\d", wanted), wanted
 
 

@@ -77,6 +77,13 @@ class ServerConfig:
         "127.0.0.1", "address to listen on", pattern=r"\S+", allowed="a host name or address"
     )
     port: int = _option(50051, "TCP port; 0 takes any free one", maximum=65535)
+    metrics_host: str = _option(
+        "",
+        "address of the metrics, for Prometheus to read at /metrics; empty: as --host",
+        pattern=r"\S+",
+        allowed="a host name or address",
+    )
+    metrics_port: int = _option(9464, "its TCP port; 0: no such page", maximum=65535)
     device: str = _option(
         _ENGINE.device,
         "auto (cuda, else mps, else cpu), cuda, cuda:N, mps or cpu",

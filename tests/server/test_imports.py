@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.parametrize("module", ["vdiff_grpc.v1", "vdiff_grpc.config", "vdiff_grpc.server.app"])
-def test_importing_loads_neither_torch_nor_transformers(module: str) -> None:
-    check = f"import sys, {module}; print(*{{'torch', 'transformers'}} & set(sys.modules))"
+def test_importing_loads_neither_torch_nor_transformers_nor_telemetrys_sdk(module: str) -> None:
+    check = f"import sys, {module}; print(*{{'torch', 'transformers', 'opentelemetry'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

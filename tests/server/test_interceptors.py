@@ -17,6 +17,7 @@ from vdiff_grpc import v1
 from vdiff_grpc.errors import CheckpointError
 from vdiff_grpc.server import logs
 from vdiff_grpc.server.interceptors import CallInterceptor
+from vdiff_grpc.server.observer import Observer
 
 
 class Faulty(v1.GenerationServiceServicer):
@@ -32,7 +33,7 @@ class Faulty(v1.GenerationServiceServicer):
 
 @pytest.fixture
 async def faulty():
-    server = aio.server(interceptors=[CallInterceptor()])
+    server = aio.server(interceptors=[CallInterceptor(Observer((), "1"))])
     v1.add_GenerationServiceServicer_to_server(Faulty(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -161,7 +162,7 @@ def test_a_fault_of_a_borrowed_service_leaves_as_an_id(
         raise KeyError("a secret of the server")
 
     async def call() -> aio.AioRpcError:
-        other = aio.server(interceptors=[CallInterceptor()])
+        other = aio.server(interceptors=[CallInterceptor(Observer((), "1"))])
         handler = grpc.unary_unary_rpc_method_handler(fail, bytes, bytes)
         other.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("x.Borrowed", {"Fail": handler}),)

@@ -16,7 +16,7 @@ from vdiff_grpc.config import ServerConfig
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[RunningServer]:
-    with running(ServerConfig(port=0, device="cpu", threads=1)) as server:
+    with running(ServerConfig(port=0, metrics_port=0, device="cpu", threads=1)) as server:
         yield server
 
 

@@ -42,7 +42,7 @@ DEMO_PROMPT = "Once upon a time, there was a little"
 DEMO_DELAY_S = 0.05
 
 _EXTRAS = {
-    "server": ("torch", "transformers", "tokenizers"),
+    "server": ("torch", "transformers", "tokenizers", "prometheus_client"),
     "gateway": ("starlette", "msgspec", "uvicorn"),
 }
 
@@ -186,7 +186,9 @@ def _demo(args: argparse.Namespace) -> int:
         os.environ,
     )
     # It is nobody's but this command's: no keys and certificates of another server.
-    settings = replace(settings, api_keys="", tls_cert="", tls_key="", tls_client_ca="")
+    settings = replace(
+        settings, api_keys="", tls_cert="", tls_key="", tls_client_ca="", metrics_port=0
+    )
     fields: SpecFields = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}
     ask = Ask(args.prompt, fields, Given(args.prompt))
     args.plain = False

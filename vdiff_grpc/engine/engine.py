@@ -15,7 +15,7 @@ import torch
 from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
-from vdiff_grpc.engine.messages import Spent
+from vdiff_grpc.engine.messages import Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.pace import Pace
 from vdiff_grpc.engine.packing import FILLER_LENGTH, Fill
@@ -68,7 +68,9 @@ class _Open:
     sequences: list[Sequence]
     told: dict[int, Told]
     deadline_ns: int | None
+    is_watched: bool
     started_ns: int = 0
+    has_stepped: bool = False
 
 
 def _spent(key: int, opened: _Open) -> Spent:
@@ -80,7 +82,7 @@ class Engine:
     """Serves one model. Use it as a library through `generate`, or step by step.
 
     before_step: told the rows of every step that is about to be computed; what it raises counts
-    as the step's own fault.
+    as the step's own fault. timing: of the last step; None when nothing was computed in it.
     """
 
     def __init__(self, config: EngineConfig, noise: Noise | None = None) -> None:
@@ -110,6 +112,8 @@ class Engine:
         self._pace = Pace()
         self._open: dict[int, _Open] = {}
         self._spent: list[Spent] = []
+        self._marks: list[Mark] = []
+        self.timing: Timing | None = None
         self._counts = Statistics()
 
     @property
@@ -124,10 +128,11 @@ class Engine:
             waiting_rows=len(self.scheduler.waiting),
         )
 
-    def add(self, key: int, request: ResolvedRequest) -> None:
+    def add(self, key: int, request: ResolvedRequest, *, is_watched: bool = False) -> None:
         """Queues a request; it joins at the next step that has a place.
 
-        key: the caller's own number, unique among open requests. Raises QueueFullError.
+        key: the caller's own number, unique among open requests. is_watched: its phases are
+        wanted, see take_marks. Raises QueueFullError.
         """
         assert key not in self._open, f"key {key} is taken"
         sequences = [
@@ -138,7 +143,7 @@ class Engine:
         for sequence in sequences:
             rule_of(sequence).begin(sequence)
         told = {s.index: Told(s) for s in sequences}
-        self._open[key] = _Open(request, sequences, told, request.deadline_ns)
+        self._open[key] = _Open(request, sequences, told, request.deadline_ns, is_watched)
         self._count(requests=1, prompt_tokens=request.num_prompt_tokens)
 
     def abort(self, key: int) -> None:
@@ -158,19 +163,28 @@ class Engine:
         spent, self._spent = self._spent, []
         return tuple(spent)
 
+    def take_marks(self) -> tuple[Mark, ...]:
+        """The phases of watched requests since the last call."""
+        marks, self._marks = self._marks, []
+        return tuple(marks)
+
     def step(self) -> list[tuple[int, Event]]:
         """One denoising step of all rows that fit. Returns (key, event) in order.
 
         Raises what leaves the device unusable, or without memory for any step.
         """
+        self.timing = None
         events = self._expire()
         rows = self.scheduler.schedule()
         if not rows:
             return events
-        now = time.monotonic_ns()
+        num_rows, now = len(rows), time.monotonic_ns()
         for row in rows:
             opened = self._open[row.key]
-            opened.started_ns = opened.started_ns or now
+            if not opened.started_ns:
+                opened.started_ns = now
+                if opened.is_watched:
+                    self._marks.append(Mark(row.key, "begun", now))
         try:
             self.before_step(rows)
             results = self.runner.step(rows)
@@ -193,7 +207,8 @@ class Engine:
             forward_passes=sum(result.forwards for result in results),
         )
         self.scheduler.remove_finished()
-        self._pace.note(time.monotonic_ns() - now)
+        self.timing = Timing(time.monotonic_ns() - now, num_rows)
+        self._pace.note(self.timing.duration_ns)
         return events
 
     def generate(self, request: Request) -> Finished:
@@ -239,6 +254,8 @@ class Engine:
             self._count(committed_tokens=int((changes.actions == Action.UNMASK).sum()))
             done = rule.is_block_done(row)
             row.settle(block_done=done)
+            if opened.is_watched:
+                self._mark(opened, row, block_done=done)
             events += self._tell(opened, row)
             if row.advance(block_done=done):
                 rule.begin(row)
@@ -247,6 +264,17 @@ class Engine:
         if all(sequence.finished for sequence in opened.sequences):
             events.append(self._finish(row.key))
         return [(row.key, event) for event in events]
+
+    def _mark(self, opened: _Open, row: Sequence, *, block_done: bool) -> None:
+        """Notes the phases that one logical step has ended."""
+        now = time.monotonic_ns()
+        if not opened.has_stepped:
+            opened.has_stepped = True
+            self._marks.append(Mark(row.key, "first_step", now, row.index))
+        # A causal model's blocks are its tokens.
+        if (block_done or row.finished) and self.info.attention is not AttentionPattern.CAUSAL:
+            mark = Mark(row.key, "block", now, row.index, row.block, row.forward_passes)
+            self._marks.append(mark)
 
     def _tell(self, opened: _Open, row: Sequence) -> list[Event]:
         """The events of one logical step, by what the request wants to hear."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from vdiff_grpc.engine.types import EngineState, Event, ResolvedRequest, Statistics
 
@@ -11,10 +12,14 @@ from vdiff_grpc.engine.types import EngineState, Event, ResolvedRequest, Statist
 
 @dataclass(frozen=True, slots=True)
 class Add:
-    """`key` is the server's own number for the request: request ids may repeat."""
+    """`key` is the server's own number for the request: request ids may repeat.
+
+    is_watched: somebody wants its Marks.
+    """
 
     key: int
     request: ResolvedRequest
+    is_watched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +65,41 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """A phase of a watched request: it waits (the server's own word), its first step begins or is
+    over, a block is filled.
+
+    at_ns: time.monotonic_ns(). forward_passes: of the output so far.
+    """
+
+    key: int
+    phase: Literal["queued", "begun", "first_step", "block"]
+    at_ns: int
+    output_index: int = 0
+    block: int = 0
+    forward_passes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Of a step that was computed."""
+
+    duration_ns: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
-    """All events of one engine step, in order, and the counters after it."""
+    """All events of one engine step, in order, and the counters after it.
+
+    timing: None when no row took part, or all of them failed.
+    """
 
     events: tuple[tuple[int, Event], ...]
     statistics: Statistics
     spent: tuple[Spent, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    timing: Timing | None = None
 
 
 Report = StateChanged | StepReport

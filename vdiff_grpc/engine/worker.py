@@ -116,7 +116,9 @@ def _step(engine: Engine, commands: list[Command]) -> StepReport:
     for command in commands:
         _apply(engine, command, events)
     events += engine.step()
-    return StepReport(tuple(events), engine.statistics, engine.take_spent())
+    return StepReport(
+        tuple(events), engine.statistics, engine.take_spent(), engine.take_marks(), engine.timing
+    )
 
 
 def _take(inbox: Inbox, *, wait: bool) -> list[Command]:
@@ -131,9 +133,9 @@ def _take(inbox: Inbox, *, wait: bool) -> list[Command]:
 
 def _apply(engine: Engine, command: Command, events: list[tuple[int, Event]]) -> None:
     match command:
-        case Add(key, request):
+        case Add(key, request, is_watched):
             try:
-                engine.add(key, request)
+                engine.add(key, request, is_watched=is_watched)
             except QueueFullError as error:
                 events.append((key, Failed(error)))
         case Abort(key):

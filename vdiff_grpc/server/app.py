@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
 from dataclasses import fields
 from functools import partial
 
 from grpc import aio
 
-from vdiff_grpc import v1, vllm
+from vdiff_grpc import telemetry, tracing, v1, vllm
 from vdiff_grpc.config import ServerConfig
 from vdiff_grpc.errors import CheckpointError, VdiffError
 from vdiff_grpc.keys import KeyFileError, KeyRing
@@ -24,11 +25,14 @@ from vdiff_grpc.server.async_engine import AsyncEngine
 from vdiff_grpc.server.auth import Gatekeeper
 from vdiff_grpc.server.health import SERVICES, Health, add_channelz, add_reflection
 from vdiff_grpc.server.interceptors import CallInterceptor
+from vdiff_grpc.server.metrics_page import MetricsPage
+from vdiff_grpc.server.observer import Observer
 from vdiff_grpc.server.rate_limit import RateLimits
 from vdiff_grpc.server.runs import Care
 from vdiff_grpc.server.service import VERSION, GenerationService, ModelService
 from vdiff_grpc.server.supervisor import EngineKind
 from vdiff_grpc.server.tls import Certificates, TlsError, TlsFiles
+from vdiff_grpc.tracing import TelemetryError
 
 logger = logging.getLogger(__name__)
 
@@ -46,15 +50,17 @@ class Server:
     """One server: `start`, `ready`, then `drain` and `stop`. Made and used on one event loop."""
 
     def __init__(self, config: ServerConfig, *, engine: EngineKind = "process") -> None:
-        """Raises KeyFileError or TlsError."""
+        """Raises KeyFileError, TlsError or TelemetryError."""
         self.config = config
         self.address = ""
+        self.metrics_address = ""  # empty: there are none
         self._changed = asyncio.Event()
         self._ready = asyncio.Event()
         self._failed = asyncio.Event()
-        self._calls = CallInterceptor()
+        observer = self._observer = Observer(config.served_names, VERSION)
+        self._calls = CallInterceptor(observer)
         ring = KeyRing(config.api_keys) if config.api_keys else None
-        self._gatekeeper = Gatekeeper(ring, RateLimits())
+        self._gatekeeper = Gatekeeper(ring, RateLimits(), observer.refused)
         self._certificates = _certificates(config)
         self._engine = AsyncEngine(
             config.engine_config(),
@@ -62,7 +68,10 @@ class Server:
             kind=engine,
             configure=partial(logs.configure, config.log_format, config.log_level),
             on_change=self._changed.set,
+            on_step=observer.stepped,
         )
+        observer.watch(self._engine)
+        self._metrics = MetricsPage(observer.meters.page)
         self._grpc = aio.server(
             interceptors=[self._gatekeeper, self._calls],
             options=[
@@ -78,6 +87,9 @@ class Server:
         )
         self._services = (*SERVICES, vllm_service.NAME) if config.vllm_service else SERVICES
         self._health = Health(self._grpc, self._services)
+        self._exporting = tracing.exporting(os.environ, telemetry.SERVER, observer.meters)
+        if self._exporting is not None:
+            observer.tracer = self._exporting.tracer
         self._follower: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -93,6 +105,7 @@ class Server:
         if self.config.channelz:
             add_channelz(self._grpc)
         self._listen()
+        await self._show_metrics()
         await self._health.set_ready(False)
         await self._grpc.start()
         logger.info("listening on %s, loading %s", self.address, self.config.model)
@@ -143,7 +156,26 @@ class Server:
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
+        await self._metrics.stop()
+        if self._exporting is not None:
+            await asyncio.to_thread(self._exporting.shutdown)
         logger.info("stopped")
+
+    async def _show_metrics(self) -> None:
+        """Raises AddressError."""
+        host, port = self.config.metrics_host or self.config.host, self.config.metrics_port
+        if not port:
+            return
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            await self._metrics.start(host, port)
+        except OSError as error:
+            raise AddressError(
+                f"cannot show metrics on {shown}:{port}: {error.strerror or error}; "
+                "see --metrics-host and --metrics-port"
+            ) from None
+        self.metrics_address = f"{shown}:{port}"
+        logger.info("metrics on http://%s/metrics", self.metrics_address)
 
     def _listen(self) -> None:
         host, port = self.config.host, self.config.port
@@ -194,7 +226,7 @@ async def serve(config: ServerConfig) -> int:
         loop.add_signal_handler(number, lambda: (told_again if told.is_set() else told).set())
     try:
         server = Server(config)
-    except (KeyFileError, TlsError) as error:
+    except (KeyFileError, TelemetryError, TlsError) as error:
         logger.error("%s", error)
         return 1
     life = asyncio.create_task(_live(server, told))

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from vdiff_grpc.engine import validation
-from vdiff_grpc.engine.messages import StepReport
+from vdiff_grpc.engine.messages import StepReport, Timing
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
     EngineConfig,
@@ -47,7 +47,7 @@ class AsyncEngine:
     """Between the event loop and the engine.
 
     configure: picklable; run first in the engine's process, to set up its logging.
-    on_change: called when `ready` or `failed` may have changed.
+    on_change: called when `ready` or `failed` may have changed. on_step: after every step.
     """
 
     def __init__(
@@ -58,10 +58,12 @@ class AsyncEngine:
         kind: EngineKind = "process",
         configure: Callable[[], None] | None = None,
         on_change: Callable[[], None] = lambda: None,
+        on_step: Callable[[Timing], None] = lambda _: None,
     ) -> None:
         self.names = config.served_names
         self._config = config
         self._on_change = on_change
+        self._on_step = on_step
         self._supervisor = Supervisor(
             config,
             kind,
@@ -169,6 +171,11 @@ class AsyncEngine:
         return total(self._former, self._present)
 
     @property
+    def num_waiting_rows(self) -> int:
+        """Also while a step hangs: rows that were taken in and are in no step."""
+        return max(0, self.runs.num_rows - self._present.running_rows)
+
+    @property
     def num_restarts(self) -> int:
         return self._supervisor.num_restarts
 
@@ -225,6 +232,8 @@ class AsyncEngine:
 
     def _stepped(self, report: StepReport) -> None:
         self._present = report.statistics
+        if report.timing is not None:
+            self._on_step(report.timing)
         self.runs.stepped(report)
 
     def _lost(self, lost: Lost) -> None:

@@ -84,9 +84,16 @@ def visit() -> Visit:
 class Gatekeeper(aio.ServerInterceptor):
     """The outermost interceptor. ring: None lets everybody in."""
 
-    def __init__(self, ring: KeyRing | None, limits: RateLimits) -> None:
+    def __init__(
+        self,
+        ring: KeyRing | None,
+        limits: RateLimits,
+        on_refused: Callable[[str, grpc.StatusCode, str], None],
+    ) -> None:
+        """on_refused: told the method as it was asked for, the code and the reason."""
         self._ring = ring
         self._limits = limits
+        self._on_refused = on_refused
 
     async def intercept_service(
         self,
@@ -108,6 +115,7 @@ class Gatekeeper(aio.ServerInterceptor):
             if rpc in _COUNTED:
                 self._limits.take_request(entry)
         except (UnauthenticatedError, PermissionDeniedError, RateLimitError) as error:
+            self._on_refused(rpc, status.code_of(error), error.reason)
             return _refusal(rpc, name, metadata, error)
         _visit.set(Visit(caller, self._limits.allowance(entry)))
         return await continuation(handler_call_details)

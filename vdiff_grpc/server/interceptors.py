@@ -19,6 +19,8 @@ import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
+from vdiff_grpc import telemetry
+from vdiff_grpc.engine.types import Finished
 from vdiff_grpc.errors import (
     DeadlineError,
     EngineFaultError,
@@ -28,7 +30,9 @@ from vdiff_grpc.errors import (
 from vdiff_grpc.keys import RIGHTS
 from vdiff_grpc.server import auth, logs, status
 from vdiff_grpc.server.borrowed import Broken, Handler, broken, guarded, lenient
+from vdiff_grpc.server.call_trace import CallTrace
 from vdiff_grpc.server.convert import requests
+from vdiff_grpc.server.observer import Observer
 from vdiff_grpc.server.rate_limit import Allowance
 
 logger = logging.getLogger(__name__)
@@ -55,6 +59,10 @@ class Call:
     tokens: int | None = None
     forwards: int | None = None
     queue_ms: float | None = None
+    trace: CallTrace | None = None
+    operation: str = telemetry.TEXT_COMPLETION
+    prompt_tokens: int = 0
+    finished: Finished | None = None  # unless kept from an earlier call
     reason: str = ""  # finish reasons, or the error's
 
     def may(self, right: str) -> bool:
@@ -64,8 +72,9 @@ class Call:
 class CallInterceptor(aio.ServerInterceptor):
     """Wraps our services' handlers, and knows how many calls are open."""
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer) -> None:
         self.num_open = 0
+        self._observer = observer
         self._idle = asyncio.Event()
         self._idle.set()
         self._wrapped: dict[str, Handler] = {}
@@ -142,11 +151,13 @@ class CallInterceptor(aio.ServerInterceptor):
         self.num_open += 1
         self._idle.clear()
         arrival_ns = time.monotonic_ns()
+        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
         call = _met(rpc, context)
+        call.trace = self._observer.begun(rpc, metadata)
         code = grpc.StatusCode.OK
         try:
             try:
-                await self._introduce(call, request, context)
+                await self._introduce(call, request, context, metadata)
                 return await answer(request, call, context)
             except status.EXPECTED as error:
                 code = status.code_of(error)
@@ -169,11 +180,18 @@ class CallInterceptor(aio.ServerInterceptor):
             self.num_open -= 1
             if self.num_open == 0:
                 self._idle.set()
-            _log(call, code, time.monotonic_ns() - arrival_ns)
+            total_ns = time.monotonic_ns() - arrival_ns
+            self._observer.ended(call, code, total_ns / 1e9)
+            _log(call, code, total_ns)
 
-    async def _introduce(self, call: Call, request: Message | Broken, context: Context) -> None:
+    async def _introduce(
+        self,
+        call: Call,
+        request: Message | Broken,
+        context: Context,
+        metadata: dict[str, str],
+    ) -> None:
         """Names the call, and refuses what no handler could honour."""
-        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
         sent = None if isinstance(request, Broken) else request
         call.request_id = requests.request_id(sent, metadata)
         if isinstance(request, Broken):

@@ -7,6 +7,8 @@ import logging
 import time
 from typing import Any
 
+from vdiff_grpc import tracing
+
 
 def configure(log_format: str, log_level: str) -> None:
     """Sends vdiff_grpc's log to stderr. Replaces what an earlier call set up."""
@@ -73,4 +75,4 @@ def _printable(text: str) -> str:
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     fields: dict[str, Any] = getattr(record, "fields", {})
-    return fields
+    return fields | tracing.log_fields()

@@ -51,6 +51,11 @@ class RequestStream:
         self._canvases: dict[int, _Canvas] = {}
         self._wake = asyncio.Event()
 
+    @property
+    def is_replay(self) -> bool:
+        """Its request had ended before: see run.replay."""
+        return self.key == 0
+
     def push(self, event: Event) -> None:
         """Adds the engine's next event. Ignored once ended or closed."""
         if self.ended or self._closed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vdiff_grpc.engine.messages import Mark
 from vdiff_grpc.engine.types import Event, Failed, Finished, ResolvedRequest
 from vdiff_grpc.server.request_stream import RequestStream
 
@@ -15,7 +16,8 @@ class Origin:
 
     caller: the name of its key, for counters. group: who shares request ids and a limit of open
     calls. is_named: the caller chose the request's id, that of retries. charge: may refuse the request once it is resolved, by raising.
-    settle: is told the tokens that were used in the end.
+    settle: is told the tokens that were used in the end. on_mark: is told the phases of a request
+    that enters the engine for this caller; None: nobody wants to know.
     """
 
     caller: str = ""
@@ -23,6 +25,7 @@ class Origin:
     is_named: bool = False
     charge: Callable[[ResolvedRequest], None] = lambda _: None
     settle: Callable[[int], None] = lambda _: None
+    on_mark: Callable[[Mark], None] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -43,6 +46,7 @@ class Run:
     may_join: bool = False
     is_suspect: bool = False
     limit_ns: int | None = None
+    on_mark: Callable[[Mark], None] | None = None
     deadline_ns: int | None = None
     end: Finished | Failed | None = None
     _readers: list[RequestStream] = field(default_factory=list)

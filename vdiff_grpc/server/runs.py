@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable
 
-from vdiff_grpc.engine.messages import Abort, Add, Command, Extend, StepReport
+from vdiff_grpc.engine.messages import Abort, Add, Command, Extend, Mark, StepReport
 from vdiff_grpc.engine.types import EngineConfig, Failed, Finished, Request, ResolvedRequest
 from vdiff_grpc.errors import EngineUnavailableError, QueueTimeoutError, RequestCancelledError
 from vdiff_grpc.server.admission import Admission, AdmissionLimits
@@ -79,6 +79,11 @@ class Runs:
         return len(self._runs)
 
     @property
+    def num_rows(self) -> int:
+        """Rows that are held, running or waiting."""
+        return self._admission.rows
+
+    @property
     def num_refused(self) -> int:
         """Requests for which there was no place."""
         return self._admission.num_refused
@@ -138,6 +143,10 @@ class Runs:
         """What the engine says of one step."""
         for spent in report.spent:
             self.usage.end(spent.key, spent.completion_tokens, spent.forward_passes)
+        for mark in report.marks:
+            marked = self._runs.get(mark.key)
+            if marked is not None and marked.on_mark is not None:
+                marked.on_mark(mark)
         for key, event in report.events:
             if isinstance(event, Finished):
                 outputs = event.outputs
@@ -235,10 +244,13 @@ class Runs:
             may_join,
             is_suspect,
             limit_ns,
+            origin.on_mark,
         )
         self._runs[run.key] = run
         self.usage.begin(run.key, origin.caller, resolved.num_prompt_tokens, origin.settle)
-        self._send(Add(run.key, resolved))
+        if run.on_mark is not None:
+            run.on_mark(Mark(run.key, "queued", resolved.arrival_ns))
+        self._send(Add(run.key, resolved, is_watched=run.on_mark is not None))
         return run
 
     def _extend(self, run: Run, deadline_ns: int | None) -> None:

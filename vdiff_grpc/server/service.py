@@ -15,7 +15,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from vdiff_grpc import v1
+from vdiff_grpc import telemetry, v1
 from vdiff_grpc.config import ServerConfig
 from vdiff_grpc.engine import types
 from vdiff_grpc.errors import ModelNotFoundError
@@ -44,7 +44,7 @@ class GenerationService(v1.GenerationServiceServicer):
     ) -> v1.GenerateResponse:
         async with await self._submit(request.spec, call) as stream:
             finished = await stream.finished()
-        note(call, finished)
+        note(call, stream, finished)
         return replies.generate_response(self._engine.info, stream.request, finished)
 
     async def StreamGenerate(  # type: ignore[override]  # noqa: N802
@@ -57,7 +57,7 @@ class GenerationService(v1.GenerationServiceServicer):
             yield replies.started(info, stream.request, tokenizer)
             async for event in stream:
                 if isinstance(event, types.Finished):
-                    note(call, event)
+                    note(call, stream, event)
                 yield replies.stream_response(info, stream.request, event, tokenizer)
 
     async def CancelRequest(  # type: ignore[override]  # noqa: N802
@@ -74,6 +74,8 @@ class GenerationService(v1.GenerationServiceServicer):
         stride: int = 1,
     ) -> RequestStream:
         call.model = spec.model or self._engine.names[0]
+        if spec.HasField("chat"):
+            call.operation = telemetry.CHAT
         _refuse_other_models(self._engine, spec.model)
         with requests.located("spec"):
             request = await converted(
@@ -152,7 +154,9 @@ def origin(call: Call, *, is_named: bool) -> Origin:
         generated = request.params.n * request.params.max_new_tokens
         call.allowance.charge(request.num_prompt_tokens + generated)
 
-    return Origin(call.caller, group(call), is_named, charge, call.allowance.settle)
+    trace = call.trace
+    on_mark = trace.note if trace is not None and trace.context.is_sampled else None
+    return Origin(call.caller, group(call), is_named, charge, call.allowance.settle, on_mark)
 
 
 async def converted(convert: Callable[..., _T], message: Message, *more: object) -> _T:
@@ -168,10 +172,12 @@ def _refuse_other_models(engine: AsyncEngine, model: str) -> None:
         raise ModelNotFoundError(f"model ({model[:128]!r}) is not served here; served: {served}")
 
 
-def note(call: Call, finished: types.Finished) -> None:
-    """What the log line says of a finished request."""
+def note(call: Call, stream: RequestStream, finished: types.Finished) -> None:
+    """What the log line and the metrics say of a finished request."""
     outputs = finished.outputs
     call.tokens = sum(len(output.tokens.ids) for output in outputs)
     call.forwards = sum(output.forward_passes for output in outputs)
     call.queue_ms = round(finished.queue_time_ns / 1e6, 2)
+    if not stream.is_replay:
+        call.finished, call.prompt_tokens = finished, stream.request.num_prompt_tokens
     call.reason = ",".join(sorted({output.finish_reason.value for output in outputs}))

@@ -63,7 +63,7 @@ class VllmEngine(vllm.VllmEngineServicer):
         async with stream:
             async for event in stream:
                 if isinstance(event, types.Finished):
-                    service.note(call, event)
+                    service.note(call, stream, event)
                 for reply in replies.of(event):
                     yield reply
 
