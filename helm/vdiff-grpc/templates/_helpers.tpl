@@ -79,7 +79,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- define "vdiff.refuse" -}}
 {{- range slice . 2 }}
 {{- if hasKey (index $ 1) . }}
-{{- $section := regexFind "^(model|tls|api_keys)" . | replace "api_keys" "apiKeys" }}
+{{- $section := regexFind "^(model|tls|api_keys|metrics)" . | replace "api_keys" "apiKeys" }}
 {{- fail (printf "%s.config.%s is the chart's to set: see %s.%s" (index $ 0) . (index $ 0) $section) }}
 {{- end }}
 {{- end }}
@@ -87,8 +87,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 
 {{- define "vdiff.serverConfig" -}}
 {{- $server := .Values.server }}
-{{- $derived := dict "model" (include "vdiff.model" .) }}
-{{- include "vdiff.refuse" (list "server" $server.config "model" "tls_cert" "tls_key" "tls_client_ca" "api_keys") }}
+{{- $derived := dict "model" (include "vdiff.model" .) "metrics_port" (ternary $server.metrics.port 0 $server.metrics.enabled) }}
+{{- include "vdiff.refuse" (list "server" $server.config "model" "tls_cert" "tls_key" "tls_client_ca" "api_keys" "metrics_port") }}
 {{- if $server.tls.secretName }}
 {{- $_ := set $derived "tls_cert" "/etc/vdiff/tls/tls.crt" }}
 {{- $_ := set $derived "tls_key" "/etc/vdiff/tls/tls.key" }}
