@@ -24,7 +24,12 @@ from tests.gateway.conftest import RunningGateway, eventually
 Serve = Callable[..., RunningServer]
 GatewayOver = Callable[..., RunningGateway]
 MESSAGES: list[Any] = [{"role": "user", "content": "Tell me a story about a dog."}]
-CHAT: dict[str, Any] = {"model": "demo", "messages": MESSAGES, "max_completion_tokens": 24}
+CHAT: dict[str, Any] = {
+    "model": "demo",
+    "messages": MESSAGES,
+    "max_completion_tokens": 24,
+    "seed": 7,
+}
 LONG: dict[str, Any] = {"prompt": [5], "max_tokens": 200, "n": 8, "ignore_eos": True}
 
 
