@@ -17,7 +17,7 @@ class CallTrace:
     """span: of the call."""
 
     def __init__(self, span: Span) -> None:
-        self.context = span.context
+        self.place = span.place
         self._span = span
         self._queue: Span | None = None
         self._generate: Span | None = None
