@@ -1,11 +1,13 @@
 """What exported telemetry costs: every call traced and all metrics sent, beside neither.
 
-    python -m benchmarks.telemetry [--rounds 8] [--seconds 2] [--json docs/telemetry.json]
+    python -m benchmarks.telemetry [--pairs 4] [--rounds 4] [--seconds 2] [--json docs/telemetry.json]
 
 Two servers and two gateways of the embedded model, one of each with a local OTLP receiver, are asked in
-turn by the same callers. Ratios are medians over the rounds: of calls a second, and of the CPU time that
-the process itself spent on a call, which other work on the machine disturbs less. Last, the
-metrics that are always on: the time of their code alone, in this process.
+turn by the same callers. Two processes that do the same differ by some percent for as long as they live
+(measured: 6), so that several pairs are started. Ratios are of calls a second, and of the CPU time that
+the process itself spent on a call, which other work on the machine disturbs less: the median over all
+rounds, and the median of each pair. Last, the metrics that are always on: the time of their code alone, in
+this process.
 """
 
 from __future__ import annotations
@@ -50,22 +52,28 @@ class Round:
     cpu_us: float  # of the process under test, a call
 
 
+Pair = tuple[list[Round], list[Round]]  # without and with
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """ratio: with telemetry by without; below 1 is slower, above 1 more CPU."""
+    """ratio: with telemetry by without; below 1 is slower, above 1 more CPU. by_pair: sorted."""
 
     what: str
     off_per_s: float
     on_per_s: float
     throughput_ratio: float
+    throughput_by_pair: list[float]
     off_cpu_us: float
     on_cpu_us: float
     cpu_ratio: float
+    cpu_by_pair: list[float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--json", default="", metavar="FILE")
     parser.add_argument("--role", choices=("all", "receiver"), default="all")
@@ -73,8 +81,13 @@ def main() -> None:
     if arguments.role == "receiver":
         _receive()
         return
-    found = asyncio.run(_measure(arguments.rounds, arguments.seconds))
+    sides: dict[str, list[Pair]] = {}
+    for number in range(arguments.pairs):
+        print(f"pair {number + 1} of {arguments.pairs}", file=sys.stderr)
+        for what, pair in asyncio.run(_measure(arguments.rounds, arguments.seconds)).items():
+            sides.setdefault(what, []).append(pair)
     report = {
+        "pairs": arguments.pairs,
         "rounds": arguments.rounds,
         "seconds": arguments.seconds,
         "callers": _CALLERS,
@@ -82,7 +95,7 @@ def main() -> None:
         "python": platform.python_version(),
         "cores": os.cpu_count(),
         "opentelemetry-sdk": version("opentelemetry-sdk"),
-        "cases": [asdict(one) for one in found],
+        "cases": [asdict(_figures(what, pairs)) for what, pairs in sides.items()],
         "metrics_alone_us": _metrics_alone_us(),
     }
     text = json.dumps(report, indent=2)
@@ -91,8 +104,8 @@ def main() -> None:
         Path(arguments.json).write_text(text + "\n", encoding="utf-8")
 
 
-async def _measure(rounds: int, seconds: float) -> list[Figures]:
-    found = []
+async def _measure(rounds: int, seconds: float) -> dict[str, Pair]:
+    found = {}
     with ExitStack() as stack:
         receiver, _ = stack.enter_context(_process("benchmarks.telemetry", "--role", "receiver"))
         exported = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{receiver}"}
@@ -115,38 +128,42 @@ async def _measure(rounds: int, seconds: float) -> list[Figures]:
             f"server, Generate of {_TOKENS} tokens": [_generate(channel) for channel in channels],
         }
         for what, pair in asks.items():
-            found.append(await _compare(what, pair, [pid for _, pid in servers], rounds, seconds))
+            found[what] = await _compare(pair, [pid for _, pid in servers], rounds, seconds)
         async with httpx.AsyncClient(timeout=60) as client:
             what = f"gateway, completion of {_TOKENS} tokens"
             pair = [_complete(client, url) for url, _ in gateways]
-            found.append(await _compare(what, pair, [pid for _, pid in gateways], rounds, seconds))
+            found[what] = await _compare(pair, [pid for _, pid in gateways], rounds, seconds)
         for channel in channels:
             await channel.close()
     return found
 
 
-async def _compare(
-    what: str, asks: list[Ask], pids: list[int], rounds: int, seconds: float
-) -> Figures:
+async def _compare(asks: list[Ask], pids: list[int], rounds: int, seconds: float) -> Pair:
     """In turn, each first as often as the other."""
-    sides: tuple[list[Round], list[Round]] = ([], [])
+    sides: Pair = ([], [])
     for ask, pid in zip(asks, pids, strict=True):
         await _load(ask, pid, seconds / 2)  # to warm up
     for number in range(rounds):
         for side in (0, 1) if number % 2 else (1, 0):
             sides[side].append(await _load(asks[side], pids[side], seconds))
-    off, on = sides
-
-    calls = [[one.per_s for one in rounds] for rounds in (off, on)]
-    cpu = [[one.cpu_us for one in rounds] for rounds in (off, on)]
-    return Figures(what, *_medians(*calls), *_medians(*cpu))
+    return sides
 
 
-def _medians(off: list[float], on: list[float]) -> tuple[float, float, float]:
-    """Off, on, and the ratio within a round."""
-    ratios = [with_it / without for without, with_it in zip(off, on, strict=True)]
-    median = statistics.median
-    return round(median(off), 1), round(median(on), 1), round(median(ratios), 3)
+def _figures(what: str, pairs: list[Pair]) -> Figures:
+    def medians(of: str) -> tuple[float, float, float, list[float]]:
+        ratios = [
+            [getattr(on, of) / getattr(off, of) for off, on in zip(*pair, strict=True)]
+            for pair in pairs
+        ]
+        off, on = (
+            statistics.median(getattr(one, of) for pair in pairs for one in pair[side])
+            for side in (0, 1)
+        )
+        by_pair = sorted(round(statistics.median(some), 3) for some in ratios)
+        ratio = statistics.median(one for some in ratios for one in some)
+        return round(off, 1), round(on, 1), round(ratio, 3), by_pair
+
+    return Figures(what, *medians("per_s"), *medians("cpu_us"))
 
 
 async def _load(ask: Ask, pid: int, seconds: float) -> Round:
