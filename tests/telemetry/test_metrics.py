@@ -292,7 +292,9 @@ def test_the_documentation_has_every_name() -> None:
     for one in (*telemetry.SERVER_METRICS, *telemetry.GATEWAY_METRICS):
         shown = one.family + ("_total" if one.kind == "counter" else "")
         attributes = ", ".join(f"`{name}`" for name in one.attributes)
-        assert f"| `{one.name}` | `{shown}` | {one.kind} | {attributes} | {one.description} |" in text
+        assert (
+            f"| `{one.name}` | `{shown}` | {one.kind} | {attributes} | {one.description} |" in text
+        )
 
 
 def test_names_are_those_that_other_pieces_go_by() -> None:

@@ -332,6 +332,7 @@ def test_without_export_the_callers_trace_goes_on_to_the_server_and_into_the_log
     written: dict[str, Lines],
 ) -> None:
     gateway = gateway_over(server.address)
+    assert gateway.gateway._exporting is server.server._exporting is None
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "passing"}
     httpx.post(f"{gateway.url}/v1/completions", headers=headers, json={"prompt": PROMPT})
     for lines in written.values():
