@@ -89,7 +89,8 @@ def test_a_request_is_one_trace_from_the_gateway_to_the_blocks_of_the_engine(
     reply = post(
         observed,
         request_id="whole",
-        prompt=f"The {SECRET} ",
+        prompt=f"The {SECRET}. Once upon a time, there was",
+        seed=3,
         max_tokens=24,
         block_length=8,
         ignore_eos=True,
