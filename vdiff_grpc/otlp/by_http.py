@@ -1,4 +1,4 @@
-"""The SDK's exporter of spans by HTTP, which encodes by itself: three times the cost of by_grpc."""
+"""The SDK's exporter of spans by HTTP, which encodes by itself, at several times the cost."""
 
 from __future__ import annotations
 
