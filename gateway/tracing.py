@@ -41,13 +41,13 @@ class RequestTrace:
             method = telemetry.http_method(scope["method"])
             attributes = {telemetry.HTTP_METHOD: method, telemetry.URL_SCHEME: scope["scheme"]}
             self._span = tracer.begin(method, self.context, attributes)
-            self.context = self._span.context
+            self.context = self._span.place
         _request_span.set(self._span)
         tracing.current.set(self.context)
 
     @property
     def exemplar(self) -> dict[str, str] | None:
-        return self._span.context.exemplar if self._span is not None else None
+        return self._span.place.exemplar if self._span is not None else None
 
     def end(self, request_id: str, method: str, route: str, status: int) -> None:
         if self._span is None:
@@ -142,7 +142,7 @@ class _CallSpan:
             return metadata
         own = (tracing.TRACEPARENT, tracing.TRACESTATE)
         others = (pair for pair in metadata if pair[0] not in own)
-        return (*others, *self._span.context.metadata)
+        return (*others, *self._span.place.metadata)
 
     def failed(self, error: BaseException) -> None:
         code = error.code() if isinstance(error, grpc.aio.AioRpcError) else None

@@ -15,7 +15,7 @@ from vdiff_grpc.errors import VdiffError
 from vdiff_grpc.meters import Meters
 
 if TYPE_CHECKING:
-    from vdiff_grpc.otlp import Exporting
+    from vdiff_grpc.otlp.exporting import Exporting
 
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
@@ -64,7 +64,7 @@ class Span(Protocol):
     """A span that has begun."""
 
     @property
-    def context(self) -> TraceContext: ...
+    def place(self) -> TraceContext: ...
 
     def child(
         self,
@@ -128,7 +128,7 @@ def exporting(environ: Mapping[str, str], service: str, meters: Meters) -> Expor
     if not signals:
         return None
     try:
-        from vdiff_grpc.otlp import Exporting
+        from vdiff_grpc.otlp.exporting import Exporting
     except ImportError as error:
         raise TelemetryError(
             f"OTEL_ variables ask for OTLP export, and {error.name} is not installed: "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.conftest import RunningServer, running, tiny_config
+from tests.conftest import RunningServer, tiny_config
 from tests.gateway.conftest import RunningGateway, gateway_over  # noqa: F401  # a fixture
 from tests.telemetry.receiver import Receiver, receiving
 
@@ -40,12 +40,16 @@ def export_to(receiver: Receiver, monkeypatch: pytest.MonkeyPatch, **variables: 
 @pytest.fixture(scope="module")
 def observed() -> Iterator[Observed]:
     """The embedded model behind a gateway, both exporting everything."""
-    with pytest.MonkeyPatch.context() as patch, receiving() as receiver:
-        export_to(receiver, patch)
-        with running(tiny_config(**DEMO)) as server:
+    with receiving() as receiver:
+        with pytest.MonkeyPatch.context() as patch:
+            export_to(receiver, patch)
+            server = RunningServer(tiny_config(**DEMO))
+            server.start()
             gateway = RunningGateway(server.address)
-            yield Observed(receiver, server, gateway)
-            gateway.close()
+        server.wait_ready()
+        both = Observed(receiver, server, gateway)
+        yield both
+        both.close()
 
 
 @pytest.fixture

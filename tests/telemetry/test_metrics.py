@@ -287,6 +287,16 @@ def test_a_variable_that_cannot_be_read_is_named(
         exporting(os.environ, "x", Meters())
 
 
+def test_the_documentation_has_every_name() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "telemetry.md").read_text()
+    for one in (*telemetry.SERVER_METRICS, *telemetry.GATEWAY_METRICS):
+        shown = one.family + ("_total" if one.kind == "counter" else "")
+        attributes = ", ".join(f"`{name}`" for name in one.attributes)
+        assert (
+            f"| `{one.name}` | `{shown}` | {one.kind} | {attributes} | {one.description} |" in text
+        )
+
+
 def test_names_are_those_that_other_pieces_go_by() -> None:
     assert telemetry.ROWS_WAITING.name == "vdiff.rows.waiting"
     assert telemetry.ROWS_WAITING.series == ("vdiff_rows_waiting",)

@@ -89,7 +89,8 @@ def test_a_request_is_one_trace_from_the_gateway_to_the_blocks_of_the_engine(
     reply = post(
         observed,
         request_id="whole",
-        prompt=f"The {SECRET} ",
+        prompt=f"The {SECRET}. Once upon a time, there was",
+        seed=3,
         max_tokens=24,
         block_length=8,
         ignore_eos=True,
@@ -137,7 +138,9 @@ def test_a_request_is_one_trace_from_the_gateway_to_the_blocks_of_the_engine(
     # nothing that the caller wrote, was given or must keep to itself
     everything = b"".join(observed.receiver.payload)
     everything += "".join(line for lines in written.values() for line in lines.written).encode()
-    for private in (SECRET, KEY, *re.findall(r"[A-Za-z]{6,}", text)):
+    generated = re.findall(r"\w+ \w+", text)
+    assert len(generated) > 2
+    for private in (SECRET, KEY, *generated):
         assert private.encode() not in everything, private
 
 
@@ -332,6 +335,7 @@ def test_without_export_the_callers_trace_goes_on_to_the_server_and_into_the_log
     written: dict[str, Lines],
 ) -> None:
     gateway = gateway_over(server.address)
+    assert gateway.gateway._exporting is server.server._exporting is None
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "passing"}
     httpx.post(f"{gateway.url}/v1/completions", headers=headers, json={"prompt": PROMPT})
     for lines in written.values():

@@ -17,18 +17,21 @@ class CallTrace:
     """span: of the call."""
 
     def __init__(self, span: Span) -> None:
-        self.context = span.context
+        self.place = span.place
         self._span = span
         self._queue: Span | None = None
         self._generate: Span | None = None
         self._begun_ns = 0
         self._block_begin_ns: dict[int, int] = {}  # by output
         self._num_blocks = 0
+        self._has_ended = False
         self._later: Span | None = None
         self._later_end_ns = 0
 
     def note(self, mark: Mark) -> None:
-        """The marks of a request come in order of time."""
+        """The marks of a request come in order of time; others may follow it when we have left."""
+        if self._has_ended:
+            return
         if mark.phase == "queued":
             self._queue = self._span.child(telemetry.QUEUE_SPAN, begin_ns=mark.at_ns)
         elif mark.phase == "begun":
@@ -42,6 +45,7 @@ class CallTrace:
 
     def end(self, attributes: Attributes, outcome: str, error: str) -> None:
         """outcome: finished, cancelled or failed. error: its type, where it is the server's."""
+        self._has_ended = True
         if self._later is not None:
             count = {telemetry.BLOCK_COUNT: self._num_blocks - _MAX_BLOCKS}
             self._later.end(end_ns=self._later_end_ns, attributes=count)

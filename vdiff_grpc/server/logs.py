@@ -11,13 +11,17 @@ from vdiff_grpc import tracing
 
 
 def configure(log_format: str, log_level: str) -> None:
-    """Sends vdiff_grpc's log to stderr. Replaces what an earlier call set up."""
+    """Sends vdiff_grpc's log to stderr, and what export by OTLP complains of. Replaces what an
+    earlier call set up."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logger = logging.getLogger("vdiff_grpc")
     logger.handlers[:] = [handler]
     logger.setLevel(log_level.upper())
     logger.propagate = False
+    exporters = logging.getLogger("opentelemetry")
+    exporters.handlers[:] = [handler]
+    exporters.propagate = False
 
 
 def one_line(text: str) -> str:

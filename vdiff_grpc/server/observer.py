@@ -106,25 +106,19 @@ class Observer:
         method = _METHODS[rpc]
         attributes = {telemetry.RPC_SYSTEM: telemetry.GRPC, telemetry.RPC_METHOD: method}
         trace = CallTrace(self.tracer.begin(method, parent, attributes))
-        tracing.current.set(trace.context)
+        tracing.current.set(trace.place)
         return trace
 
     def ended(self, call: Call, code: grpc.StatusCode, seconds: float) -> None:
-        context = None if call.trace is None else call.trace.context
-        exemplar = None if context is None else context.exemplar
         error = code.name if code in _FAILURES else ""
         meters = self.meters
         meters.add(telemetry.CALLS_OPEN, -1)
-        meters.observe(
-            telemetry.RPC_DURATION,
-            seconds,
-            *(_METHODS[call.rpc], code.name, error),
-            exemplar=exemplar,
-        )
+        meters.observe(telemetry.RPC_DURATION, seconds, _METHODS[call.rpc], code.name, error)
         if code is not grpc.StatusCode.OK and call.reason:
             meters.add(telemetry.ERRORS, 1, _reason(call))
         model = call.model if call.model in self._names else telemetry.OTHER
         if call.rpc in _GENERATING:
+            exemplar = None if call.trace is None else call.trace.place.exemplar
             meters.observe(
                 telemetry.REQUEST_DURATION,
                 seconds,

@@ -155,7 +155,7 @@ def origin(call: Call, *, is_named: bool) -> Origin:
         call.allowance.charge(request.num_prompt_tokens + generated)
 
     trace = call.trace
-    on_mark = trace.note if trace is not None and trace.context.is_sampled else None
+    on_mark = trace.note if trace is not None and trace.place.is_sampled else None
     return Origin(call.caller, group(call), is_named, charge, call.allowance.settle, on_mark)
 
 
