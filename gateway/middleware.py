@@ -31,6 +31,7 @@ _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _TRACESTATE = re.compile(rb"[\x20-\x7e]{1,512}")
 
 _CLIENT_CLOSED_REQUEST = 499
+_PROBES = ("/health", "/metrics")
 
 
 def rpc_metadata(scope: Scope) -> Metadata:
@@ -109,7 +110,9 @@ class RequestContext:
             trace.end(request_id, *about)
             if caller := scope.get("vdiff.caller"):
                 fields["caller"] = caller
-            _log.info("request", extra={"fields": fields})
+            # A probe comes every few seconds.
+            quiet = fields["status"] == 200 and fields["route"].startswith(_PROBES)
+            _log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
 
 
 class BodyLimit:

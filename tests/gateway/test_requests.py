@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import socket
+from collections.abc import Callable
 
 import httpx
 import openai
@@ -167,3 +168,17 @@ def test_trace_and_key_are_passed_on(
     request_id, sent = identify([(b"x-request-id", b"mine"), *headers])
     assert request_id == "mine"
     assert dict(sent) == {"x-request-id": "mine"} | metadata
+
+
+def test_a_probe_is_in_the_log_only_when_it_fails(
+    http: httpx.Client,
+    gateway_over: Callable[..., RunningGateway],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "gateway.access")
+    for path in ("/health", "/health/live", "/health/ready", "/metrics"):
+        assert http.get(path).status_code == 200
+    assert not caplog.records
+    alone = gateway_over("127.0.0.1:1")
+    assert httpx.get(f"{alone.url}/health").status_code == 503
+    eventually(lambda: len(caplog.records) == 1)
