@@ -346,6 +346,7 @@ def _banner(model: str, server: Address, gateway: Address) -> str:
     gRPC     {server}
     OpenAI   http://{gateway}/v1
     docs     http://{near}/docs
+    watch    http://{near}/playground
 
   Try
     {PROG} watch --address {server.reachable} "Once upon a time"
