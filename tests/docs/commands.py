@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What a command may read of the repository; it writes beside them, not into them.
-_LINKED = (".venv", "benchmarks", "gateway", "proto", "vdiff_grpc")
+_LINKED = (".venv", "benchmarks", "gateway", "proto", "training", "vdiff_grpc")
+_BUILT = shutil.ignore_patterns("node_modules", "gen", "out", "v1", "go.*")
 
 GRPC = "127.0.0.1:50051"
 HTTP = "127.0.0.1:8000"
@@ -34,27 +36,26 @@ class Block:
         return [re.sub(r"\s+", " ", line) for line in lines if line]
 
     def __str__(self) -> str:
-        return f"{self.page}:{self.text.splitlines()[0][:60]}"
+        return f"{self.page}:{self.text.splitlines()[0][:40]}"
 
 
 def blocks(language: str) -> list[Block]:
     return [
-        Block(page.name, language, text)
+        Block(str(page.relative_to(ROOT)), language, textwrap.dedent(text))
         for page in PAGES
-        for text in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
+        for text in re.findall(rf"^ *```{language}\n(.*?)^ *```", page.read_text(), re.M | re.S)
     ]
 
 
 def page(name: str) -> str:
-    (found,) = (page for page in PAGES if page.name == name)
-    return found.read_text()
+    return (ROOT / "docs" / name).read_text()
 
 
 def checkout(folder: Path) -> Path:
     """A folder that looks like the repository to the commands of the documents."""
     for name in _LINKED:
         (folder / name).symlink_to(ROOT / name)
-    shutil.copytree(ROOT / "docs" / "examples", folder / "docs" / "examples")
+    shutil.copytree(ROOT / "docs", folder / "docs", ignore=_BUILT)
     return folder
 
 
