@@ -20,7 +20,14 @@ from vdiff_grpc.engine.models.registry import find_family
 from vdiff_grpc.engine.types import AttentionPattern, EngineConfig
 
 # float32 copies of [head rows, vocabulary] at a step's peak.
-COPIES = {"argmax": 2, "default": 4, "temperature": 5.25, "top_p or top_k": 9}
+COPIES = {
+    "argmax": 2,
+    "default": 4,
+    "dream_schedule": 5,
+    "temperature": 5.25,
+    "klass": 6,
+    "top_p or top_k": 9,
+}
 _HALF, _FLOAT = 2, 4
 _DEFAULTS = EngineConfig("")
 

@@ -16,7 +16,14 @@ from torch.profiler import ProfilerActivity, profile
 from docs.memory import COPIES, Sizes, sizes_of
 from tests.docs.commands import page
 from tests.engine.tools import GOLDEN, add, tiny_engine
-from vdiff_grpc.engine.strategies import EntropyBound, FixedSchedule, Strategy
+from vdiff_grpc.engine.strategies import (
+    DreamSchedule,
+    EntropyBound,
+    FixedSchedule,
+    FreeDave,
+    Klass,
+    Strategy,
+)
 from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
 
 # Of the published config.json files, what the sums need.
@@ -164,7 +171,9 @@ def _step_bytes(folder: Path, prompt: int, params: RequestParams) -> int:
     [
         ("argmax", FixedSchedule(), {}),
         ("default", EntropyBound(0.0), {}),
+        ("dream_schedule", DreamSchedule(), {}),
         ("temperature", FixedSchedule(), {"temperature": 1.0}),
+        ("klass", Klass(), {}),
         ("top_p or top_k", EntropyBound(0.0), {"temperature": 1.0, "top_p": 0.9}),
     ],
 )
@@ -177,6 +186,21 @@ def test_a_step_holds_so_many_copies_of_its_logits(
     )
     found = _step_bytes(folder, 16, params) / sizes.logits_bytes(_ROWS)
     assert found == pytest.approx(COPIES[name], rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("times", "strategy", "sampling"),
+    [(3, FixedSchedule(), {"cfg_scale": 1.0}), (5, FreeDave(4), {})],
+)
+def test_guidance_and_drafts_take_so_many_times_more(
+    checkpoint: tuple[Path, Sizes], times: int, strategy: Strategy, sampling: dict[str, Any]
+) -> None:
+    folder, sizes = checkpoint
+    params = RequestParams(
+        max_new_tokens=_ROWS, block_length=_ROWS, seed=1, strategy=strategy, **sampling
+    )
+    usual = sizes.logits_bytes(_ROWS, COPIES["argmax"])
+    assert _step_bytes(folder, 16, params) / usual == pytest.approx(times, rel=0.03)
 
 
 def test_a_packed_token_takes_what_the_arithmetic_says(checkpoint: tuple[Path, Sizes]) -> None:
