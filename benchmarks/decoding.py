@@ -107,6 +107,7 @@ def main() -> None:
             threads=1,
             max_running_rows=64,
             max_waiting_rows=4096,
+            default_block_length=arguments.block_length,
             aux_model_path=arguments.twin,
         )
     )
@@ -295,6 +296,7 @@ def _markdown(rows: Sequence[report.Row], verdict: dict[str, Any], prompts: int)
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", default=str(DEMO), help="checkpoint folder; the embedded model")
+    parser.add_argument("--block-length", type=int, default=EngineConfig("").default_block_length)
     parser.add_argument(
         "--twin", default=str(DEMO / "twin"), help="autoregressive model for adaptive_parallel"
     )
