@@ -40,6 +40,13 @@ _ROLES = {
     "assistant": v1.ROLE_ASSISTANT,
 }
 
+_CACHES = {
+    "none": v1.CACHE_POLICY_NONE,
+    "settled": v1.CACHE_POLICY_SETTLED,
+    "prefix": v1.CACHE_POLICY_PREFIX,
+    "dual": v1.CACHE_POLICY_DUAL,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Names:
@@ -274,6 +281,10 @@ def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpe
         diffusion.block_length = request.block_length
     if request.cfg_scale is not None:
         diffusion.cfg_scale = request.cfg_scale
+    if request.cache is not None:
+        diffusion.cache = _CACHES[request.cache]
+    if request.cache_refresh_steps is not None:
+        diffusion.cache_refresh_steps = request.cache_refresh_steps
     if request.strategy is not None:
         set_strategy(diffusion, request.strategy)
     if request.partial_on_deadline is not None:

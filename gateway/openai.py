@@ -94,6 +94,17 @@ class CommonFields(Struct, kw_only=True):
         Annotated[float, Meta(ge=0, le=16)] | None,
         Meta(description="Classifier-free guidance; 0 is off. Above 0 a step costs two passes."),
     ] = None
+    cache: Annotated[
+        Literal["none", "settled", "prefix", "dual"] | None,
+        Meta(
+            description="What is kept of the canvas from pass to pass; prefix and dual are "
+            "approximate. Default: the model's."
+        ),
+    ] = None
+    cache_refresh_steps: Annotated[
+        Annotated[int, Meta(ge=1, le=4096)] | None,
+        Meta(description="With cache prefix or dual: compute all anew after so many passes."),
+    ] = None
     strategy: Annotated[
         Strategy | None,
         Meta(description="How positions are chosen. Default: the model's."),

@@ -14,10 +14,17 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 FinishReason = Literal["stop", "length"]
 
 
+class PromptTokensDetails(Struct, frozen=True):
+    cached_tokens: Annotated[
+        int, Meta(description="Those that an earlier prompt had left behind; they cost nothing.")
+    ]
+
+
 class Usage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class CompletionLogprobs(Struct, frozen=True):

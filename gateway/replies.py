@@ -345,11 +345,13 @@ def chat_logprobs(job: Job, tokens: v1.Tokens) -> openai.ChatLogprobs | None:
 
 
 def _usage(usages: Iterable[v1.Usage]) -> Usage:
-    prompt = completion = 0
+    prompt = completion = shared = 0
     for usage in usages:
         prompt += usage.prompt_tokens
         completion += usage.completion_tokens
-    return Usage(prompt, completion, prompt + completion)
+        shared += usage.shared_prompt_tokens
+    details = openai.PromptTokensDetails(shared)
+    return Usage(prompt, completion, prompt + completion, details)
 
 
 def diffusion_start(index: int, layout: v1.CanvasLayout) -> openai.DiffusionStart:

@@ -56,7 +56,7 @@ class PlainText(Struct, frozen=True):
 
 
 class InputTokensDetails(Struct, frozen=True):
-    cached_tokens: Literal[0] = 0
+    cached_tokens: int = 0
     cache_write_tokens: Literal[0] = 0
 
 

@@ -175,7 +175,12 @@ class _Head:
             status,
             output=[self.item(status, [text])],
             incomplete_details=None if stopped else out.IncompleteDetails("max_output_tokens"),
-            usage=out.ResponseUsage(given, made, given + made),
+            usage=out.ResponseUsage(
+                given,
+                made,
+                given + made,
+                out.InputTokensDetails(usage.shared_prompt_tokens),
+            ),
         )
 
     def response(

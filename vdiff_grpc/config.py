@@ -108,8 +108,25 @@ class ServerConfig:
     max_step_tokens: int = _option(
         _ENGINE.max_step_tokens, "canvas tokens in one forward pass", minimum=2
     )
+    max_prompt_tokens: int = _option(
+        _ENGINE.max_prompt_tokens,
+        "tokens of prompts that one step reads, of all rows, where attention looks back only: what "
+        "a long prompt may add to the others' steps",
+        minimum=1,
+    )
     max_canvas_tokens: int = _option(
         _ENGINE.max_canvas_tokens, "prompt and generated tokens of a row; 0: the model's limit"
+    )
+    cache_tokens: int = _option(
+        _ENGINE.cache_tokens,
+        "tokens whose keys and values can be kept, of all rows together, reserved at start; rows "
+        "that find no place wait; 0: enough for max_running_rows whole canvases, up to 16384 with "
+        "full attention, else 65536",
+    )
+    share_prompts: bool = _option(
+        _ENGINE.share_prompts,
+        "keep what was read of a prompt for later ones that begin alike, where attention looks back "
+        "only (on or off)",
     )
     max_n: int = _option(_ENGINE.max_n, "answers per request", minimum=1)
     max_request_time_s: float = _option(
@@ -210,7 +227,10 @@ class ServerConfig:
             max_running_rows=self.max_running_rows,
             max_waiting_rows=self.max_waiting_rows,
             max_step_tokens=self.max_step_tokens,
+            max_prompt_tokens=self.max_prompt_tokens,
             max_canvas_tokens=self.max_canvas_tokens,
+            cache_tokens=self.cache_tokens,
+            share_prompts=self.share_prompts,
             max_n=self.max_n,
             max_request_time_s=self.max_request_time_s,
             max_queue_time_s=self.max_queue_time_s,

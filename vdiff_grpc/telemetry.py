@@ -196,13 +196,24 @@ COMPLETION_TOKENS = Instrument(
 COMMITTED_TOKENS = Instrument(
     "vdiff.tokens.committed", "counter", "{token}", "Positions filled, those refilled included."
 )
+SHARED_TOKENS = Instrument(
+    "vdiff.tokens.shared", "counter", "{token}",
+    "Prompt tokens of finished requests whose keys and values an earlier prompt had left behind.",
+)  # fmt: skip
+COMPUTED_TOKENS = Instrument(
+    "vdiff.tokens.computed", "counter", "{token}", "Tokens that forward passes have computed."
+)
+CACHE_TOKENS = Instrument(
+    "vdiff.cache.tokens", "gauge", "{token}",
+    "Tokens that have a place for their keys and values.",
+)  # fmt: skip
 BUILD = Instrument("vdiff.build.info", "gauge", "{build}", "Version of the server.", (VERSION,))
 
 SERVER_METRICS = (
     RPC_DURATION, REQUEST_DURATION, FIRST_TOKEN, OUTPUT_TOKEN, TOKEN_USAGE, QUEUE_TIME,
     TOKENS_PER_FORWARD, STEP_DURATION, STEP_ROWS, ERRORS, CALLS_OPEN, ROWS_WAITING, ROWS_RUNNING,
     ENGINE_READY, ENGINE_RESTARTS, ENGINE_STEPS, FORWARDS, REQUESTS, PROMPT_TOKENS,
-    COMPLETION_TOKENS, COMMITTED_TOKENS, BUILD,
+    COMPLETION_TOKENS, COMMITTED_TOKENS, SHARED_TOKENS, COMPUTED_TOKENS, CACHE_TOKENS, BUILD,
 )  # fmt: skip
 
 HTTP_DURATION = Instrument(

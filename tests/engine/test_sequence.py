@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.engine.tools import TINY, change
+from vdiff_grpc.engine.blocks import split_steps
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.models.registry import describe
-from vdiff_grpc.engine.sequence import Sequence, _split_steps
+from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import Wino
 from vdiff_grpc.engine.types import (
     EngineConfig,
@@ -32,8 +33,8 @@ def sequence(prompt: Prompt, **params: object) -> Sequence:
 
 
 def test_equal_blocks_share_the_steps_as_llada_does() -> None:
-    assert _split_steps(32, [32] * 4) == [8, 8, 8, 8]
-    assert _split_steps(6, [8, 8]) == [3, 3]
+    assert split_steps(32, [32] * 4) == [8, 8, 8, 8]
+    assert split_steps(6, [8, 8]) == [3, 3]
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.data())
@@ -41,7 +42,7 @@ def test_steps_are_split_without_remainder(num_new: int, block: int, data: st.Da
     block = min(block, num_new)
     sizes = [min(block, num_new - b) for b in range(0, num_new, block)]
     steps = data.draw(st.integers(len(sizes), num_new))
-    split = _split_steps(steps, sizes)
+    split = split_steps(steps, sizes)
     assert sum(split) == steps
     assert all(1 <= s <= size for s, size in zip(split, sizes, strict=True))
 
@@ -109,4 +110,4 @@ def test_what_a_revocable_rule_fills_is_not_text_before_its_block_is_left() -> N
 
 
 def test_more_steps_than_positions_are_shared_by_the_blocks_lengths() -> None:
-    assert _split_steps(12, [2, 1]) == [8, 4]
+    assert split_steps(12, [2, 1]) == [8, 4]

@@ -238,7 +238,7 @@ def test_ids_that_the_auxiliary_model_does_not_know_are_no_obstacle(tmp_path: Pa
     LlamaForCausalLM(LlamaConfig(vocab_size=60, **shape, **heads)).save_pretrained(tmp_path)
     engine = apd_engine()
     narrow = loader.load(str(tmp_path), "cpu", "float32")
-    engine.runner.auxiliary = Auxiliary(narrow, engine.runner.fill)
+    engine.runner.auxiliary = Auxiliary(narrow.reserving(128), engine.runner.fill)
     for mixture, highest in ((1.0, range(60, 96)), (0.5, range(60))):
         asked = request((80, 3, 90), AdaptiveParallel(mixture, 24), temperature=1.0, seed=1)
         assert max(finished(run(engine, asked)).outputs[0].canvas[3:]) in highest

@@ -178,6 +178,17 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=uint32, metavar="N", help="denoising steps over all blocks")
     group.add_argument("--cfg-scale", type=float, metavar="X", help="classifier-free guidance")
     group.add_argument(
+        "--cache",
+        choices=("none", "settled", "prefix", "dual"),
+        help="what is kept from pass to pass; prefix and dual are approximate (docs/caches.md)",
+    )
+    group.add_argument(
+        "--cache-refresh-steps",
+        type=uint32,
+        metavar="N",
+        help="with prefix or dual: compute the whole canvas anew after N passes",
+    )
+    group.add_argument(
         "--top-logprobs", type=uint32, metavar="N", help="tell the N most likely tokens (--json)"
     )
     how = group.add_mutually_exclusive_group()
@@ -224,6 +235,8 @@ def read_ask(args: argparse.Namespace) -> Ask:
         "block_length": args.block_length,
         "steps": args.steps,
         "cfg_scale": args.cfg_scale,
+        "cache": args.cache,
+        "cache_refresh_steps": args.cache_refresh_steps,
         "strategy": how,
         "top_logprobs": args.top_logprobs,
     }

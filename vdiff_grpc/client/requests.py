@@ -15,6 +15,7 @@ T = TypeVar("T")
 Role: TypeAlias = Literal["system", "user", "assistant"]
 Granularity: TypeAlias = Literal["committed", "steps", "snapshots"]
 Message: TypeAlias = v1.ChatMessage | Mapping[str, str]
+Cache: TypeAlias = Literal["none", "settled", "prefix", "dual"]
 Segment: TypeAlias = str | Sequence[int] | v1.Hole
 ModelInput: TypeAlias = str | v1.TokenIds | v1.ChatInput | v1.InfillTemplate
 
@@ -22,6 +23,12 @@ _ROLES: dict[str, v1.Role] = {
     "system": v1.ROLE_SYSTEM,
     "user": v1.ROLE_USER,
     "assistant": v1.ROLE_ASSISTANT,
+}
+_CACHES: dict[str, v1.CachePolicy] = {
+    "none": v1.CACHE_POLICY_NONE,
+    "settled": v1.CACHE_POLICY_SETTLED,
+    "prefix": v1.CACHE_POLICY_PREFIX,
+    "dual": v1.CACHE_POLICY_DUAL,
 }
 _GRANULARITIES: dict[str, v1.Granularity] = {
     "committed": v1.GRANULARITY_COMMITTED,
@@ -58,6 +65,8 @@ class SpecFields(InputFields, total=False):
     cfg_scale: float | None
     strategy: Strategy | None  # fixed_schedule(...), wino(...), ...: see strategies.py
     top_logprobs: int | None
+    cache: Cache | None
+    cache_refresh_steps: int | None
     partial_on_deadline: bool | None  # the canvas as it stands, in place of TimedOutError
 
 
@@ -89,13 +98,21 @@ def build_spec(
     cfg_scale: float | None = None,
     strategy: Strategy | None = None,
     top_logprobs: int | None = None,
+    cache: Cache | None = None,
+    cache_refresh_steps: int | None = None,
     partial_on_deadline: bool | None = None,
 ) -> v1.GenerationSpec:
     """The spec of both RPCs. ValueError when the input is not exactly one."""
     given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
     strings = [stop] if isinstance(stop, str) else list(stop or ())
     stop_ids = list(stop_token_ids or ())
-    diffusion = v1.DiffusionParams(block_length=block_length, steps=steps, cfg_scale=cfg_scale)
+    diffusion = v1.DiffusionParams(
+        block_length=block_length,
+        steps=steps,
+        cfg_scale=cfg_scale,
+        cache=None if cache is None else _choice("cache", cache, _CACHES),
+        cache_refresh_steps=cache_refresh_steps,
+    )
     if strategy is not None:
         case = getattr(diffusion, strategy_name(strategy))
         case.CopyFrom(strategy)

@@ -2,7 +2,7 @@
 
 Rows of any length lie one after the other in `[1, T]`, without padding: what a row computes
 depends on nothing but itself. The layout travels through the model's keyword arguments. A segment
-with a cache attends to what the cache holds before its own tokens.
+with a window sees what is kept of other tokens before its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from vdiff_grpc.engine.caches.row_cache import RowCache
+from vdiff_grpc.engine.caches.key_values import KeyValues, Traffic, Window
 
 BACKEND = "vdiff_ragged"
 
@@ -93,16 +93,19 @@ def shadow(shadowed: Sequence[int]) -> MaskRule:
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayout:
-    """How packed tokens fall into segments. A segment attends to itself and its cache only.
+    """How packed tokens fall into segments. A segment sees itself and its window only.
 
-    cu_q: [num_segments + 1] offsets. rules, caches: one per segment.
+    cu_q: [num_segments + 1] offsets of the segments' own tokens; cu_k: the same of the keys that
+    they see, a window's first. rules: one per segment.
+    traffic: with the memory for keys and values; None where no segment has a window.
     merge: neighbouring segments of one shape may share a kernel call.
     masks: those that this step's layers share, as they are made.
     """
 
     cu_q: tuple[int, ...]
+    cu_k: tuple[int, ...]
     rules: tuple[MaskRule, ...]
-    caches: tuple[RowCache | None, ...]
+    traffic: Traffic | None = None
     merge: bool = True
     masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
@@ -111,16 +114,22 @@ class AttentionLayout:
         cls,
         lengths: Sequence[int],
         rules: Sequence[MaskRule],
-        caches: Sequence[RowCache | None] = (),
+        windows: Sequence[Window | None] = (),
         *,
         merge: bool = True,
     ) -> AttentionLayout:
         """Segments of these lengths, one after the other."""
-        held = tuple(caches) or (None,) * len(rules)
-        return cls((0, *accumulate(lengths)), tuple(rules), held, merge)
+        held = tuple(windows) or (None,) * len(rules)
+        seen = [0 if window is None else len(window.reads) for window in held]
+        cu_q = (0, *accumulate(lengths))
+        cu_k = (0, *accumulate(n + s for n, s in zip(lengths, seen, strict=True)))
+        traffic = None if all(window is None for window in held) else Traffic(cu_q, held)
+        return cls(cu_q, cu_k, tuple(rules), traffic, merge)
 
-    def length(self, segment: int) -> int:
-        return self.cu_q[segment + 1] - self.cu_q[segment]
+    def lengths(self, segment: int) -> tuple[int, int]:
+        """Its own tokens, and the keys that they see."""
+        cu_q, cu_k, after = self.cu_q, self.cu_k, segment + 1
+        return cu_q[after] - cu_q[segment], cu_k[after] - cu_k[segment]
 
     def runs(self) -> list[tuple[int, int]]:
         """Segments (first, end) that are computed in one call."""
@@ -147,13 +156,7 @@ class AttentionLayout:
         return False, self.masks[segment, window]
 
     def _alike(self, i: int, j: int) -> bool:
-        return (
-            self.merge
-            and self.caches[i] is None
-            and self.caches[j] is None
-            and self.rules[i] == self.rules[j]
-            and self.length(i) == self.length(j)
-        )
+        return self.merge and self.rules[i] == self.rules[j] and self.lengths(i) == self.lengths(j)
 
 
 def ragged_attention(
@@ -164,6 +167,7 @@ def ragged_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     layout: AttentionLayout | None = None,
+    memory: KeyValues | None = None,
     sliding_window: int | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
@@ -177,14 +181,17 @@ def ragged_attention(
         if others.get(name) is not None:
             raise NotImplementedError(f"attention with {name} is not computed by {BACKEND}")
     grouped = query.shape[1] != key.shape[1]
+    if layout.traffic is not None:
+        assert memory is not None, "windows look into a memory"
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        key, value = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        key, value = memory.extend(layer, key, value, layout.traffic)
+        key, value = key.transpose(0, 1).unsqueeze(0), value.transpose(0, 1).unsqueeze(0)
     parts = []
     for first, end in layout.runs():
         count = end - first
-        begin, stop = layout.cu_q[first], layout.cu_q[end]
-        q, k, v = (_segments(x, begin, stop, count) for x in (query, key, value))
-        cache = layout.caches[first]
-        if cache is not None:
-            k, v = cache.extend(int(module.layer_idx), k, v)  # type: ignore[arg-type]
+        q = _segments(query, layout.cu_q[first], layout.cu_q[end], count)
+        k, v = (_segments(x, layout.cu_k[first], layout.cu_k[end], count) for x in (key, value))
         causal, mask = layout.visible(first, q.shape[2], k.shape[2], sliding_window, q.device)
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=grouped
@@ -197,9 +204,9 @@ def ragged_attention(
 
 def _segments(packed: Tensor, begin: int, end: int, count: int) -> Tensor:
     """[1, heads, T, dim] -> [count, heads, length, dim], a view."""
-    _, heads, _, dim = packed.shape
     length = (end - begin) // count
-    return packed[0, :, begin:end].view(heads, count, length, dim).transpose(0, 1)
+    own = packed[0, :, begin:end]
+    return own.unfold(1, length, length).permute(1, 0, 3, 2) if count > 1 else own.unsqueeze(0)
 
 
 def mask_of(rule: MaskRule, num_q: int, num_k: int, window: int | None = None) -> Tensor:

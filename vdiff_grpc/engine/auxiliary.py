@@ -13,12 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vdiff_grpc.engine.attention import CAUSAL
+from vdiff_grpc.engine.caches.policy import Kept
 from vdiff_grpc.engine.columns import Ints, Variant
 from vdiff_grpc.engine.models.loader import LoadedModel
 from vdiff_grpc.engine.packing import Fill, pack_variants
-from vdiff_grpc.engine.sequence import Sequence
-
-_STREAM = 2  # of a row's caches
+from vdiff_grpc.engine.sequence import AUXILIARY, Sequence
 
 
 class Auxiliary:
@@ -42,8 +41,8 @@ class Auxiliary:
         begin, known = 0, self.model.vocab_width
         for number, row in enumerate(rows):
             mine = positions[segments == number]
-            cache = row.cache(_STREAM)
-            first = cache.length
+            lease = row.leases[AUXILIARY]
+            first = lease.length
             given = row.ids[first : mine[-1]]
             holes.append(begin + mine[:-1] - first)
             unknown = np.isin(np.arange(first, mine[-1]), mine) | (given >= known)
@@ -55,8 +54,7 @@ class Auxiliary:
                     heads=mine - 1 - first,
                     positions=mine,
                     noise_step=0,
-                    cache=cache,
-                    keep=int(mine[0]) - 1 - first,
+                    kept=Kept(lease, ((0, first),), first, int(mine[0]) - 1 - first),
                 )
             )
             begin += len(given)
@@ -75,8 +73,8 @@ class Auxiliary:
             torch.from_numpy(packed.head).to(device),
         )
         for variant in variants:
-            assert variant.cache is not None
-            variant.cache.advance(variant.keep)
+            assert variant.kept is not None
+            variant.kept.done()
         scores = F.log_softmax(logits[: len(positions)], dim=-1)
         missing = max(width - scores.shape[1], 0)
         return F.pad(scores, (0, missing), value=-torch.inf)[:, :width]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vdiff_grpc.engine.attention import MaskRule
-from vdiff_grpc.engine.caches.row_cache import RowCache
+from vdiff_grpc.engine.caches.policy import Kept
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -47,7 +47,7 @@ class Variant:
     heads: [num_wanted] indices into token_ids whose logits are read.
     positions: [num_wanted] canvas positions that those logits predict, ascending.
     noise_step: logical step that addresses the noise of its draws.
-    cache: keys and values before token_ids; `keep` of the leading tokens are added to it.
+    kept: what it sees of other passes' keys and values, and adds to them.
     state: what a network that computes rows one by one keeps of this row.
     forwards: passes of the model that it costs.
     """
@@ -58,14 +58,13 @@ class Variant:
     heads: Ints
     positions: Ints
     noise_step: int
-    cache: RowCache | None = None
-    keep: int = 0
+    kept: Kept | None = None
     state: Any = None
     forwards: int = 1
 
-    def replaced(self, token_ids: Ints, cache: RowCache | None) -> Variant:
+    def replaced(self, token_ids: Ints, kept: Kept | None) -> Variant:
         """The same of other tokens."""
-        return dataclasses.replace(self, token_ids=token_ids, cache=cache)
+        return dataclasses.replace(self, token_ids=token_ids, kept=kept)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 import torch
 
 from vdiff_grpc.engine.auxiliary import Auxiliary
+from vdiff_grpc.engine.cache_checks import auxiliary_tokens
+from vdiff_grpc.engine.caches.kinds import page_tokens
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
 from vdiff_grpc.engine.messages import Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.pace import Pace
 from vdiff_grpc.engine.packing import FILLER_LENGTH, Fill
+from vdiff_grpc.engine.reservations import Reservations
 from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import RowStep, Runner
 from vdiff_grpc.engine.scheduler import Scheduler
@@ -55,6 +58,8 @@ def _fill(config: EngineConfig, limits: EngineLimits, positions: int, device: to
     filler = min(FILLER_LENGTH, positions)
     if config.batch_invariant:
         step = limits.max_step_tokens
+        if config.max_prompt_tokens and limits.max_cache_tokens:
+            step += config.max_prompt_tokens
         return Fill(step, step, filler_length=filler, merge=False)
     alone = device.type == "cpu" and torch.get_num_threads() > 1
     return Fill(filler_length=filler, merge=not alone)
@@ -96,16 +101,25 @@ class Engine:
         )
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
-        self.model = loader.load(config.model_path, config.device, config.dtype)
+        kept = 0 if self.info.attention is AttentionPattern.CANVAS else self.limits.max_cache_tokens
+        model = loader.load(config.model_path, config.device, config.dtype)
+        self.model = model.reserving(kept)
         fill = _fill(config, self.limits, self.info.max_positions, self.model.device)
-        auxiliary = None
+        auxiliary, beside = None, auxiliary_tokens(config, self.info)
         if config.aux_model_path:
             model = loader.load(config.aux_model_path, config.device, config.dtype)
             positions = self.info.auxiliary_positions
-            auxiliary = Auxiliary(model, _fill(config, self.limits, positions, self.model.device))
+            fitting = _fill(config, self.limits, positions, self.model.device)
+            auxiliary = Auxiliary(model.reserving(beside), fitting)
         self.runner = Runner(self.model, self.info, self._banned_ids(), noise, fill, auxiliary)
         self.scheduler = Scheduler(
-            self.limits.max_running_rows, self.limits.max_waiting_rows, self.limits.max_step_tokens
+            self.limits.max_running_rows,
+            self.limits.max_waiting_rows,
+            self.limits.max_step_tokens,
+            config.max_prompt_tokens,
+            Reservations.of_tokens(
+                kept, page_tokens(self.info.block_length), beside, shares=config.share_prompts
+            ),
         )
         self.before_step: Callable[[Rows[Sequence]], None] = lambda rows: None
         self._max_queue_ns = int(config.max_queue_time_s * 1e9)
@@ -126,6 +140,7 @@ class Engine:
             self._counts,
             running_rows=len(self.scheduler.running),
             waiting_rows=len(self.scheduler.waiting),
+            cache_tokens=self.scheduler.reservations.num_held_tokens,
         )
 
     def add(self, key: int, request: ResolvedRequest, *, is_watched: bool = False) -> None:
@@ -192,6 +207,8 @@ class Engine:
             raise
         except Exception:
             return events + self._fail(rows)
+        for row in rows:
+            self.scheduler.reservations.publish(row)
         for result in results:
             key = result.sequence.key
             if key not in self._open:
@@ -205,6 +222,7 @@ class Engine:
         self._count(
             engine_steps=1,
             forward_passes=sum(result.forwards for result in results),
+            computed_tokens=sum(result.computed for result in results),
         )
         self.scheduler.remove_finished()
         self.timing = Timing(time.monotonic_ns() - now, num_rows)
@@ -248,6 +266,7 @@ class Engine:
         row, opened = result.sequence, self._open[result.sequence.key]
         rule = rule_of(row)
         row.forward_passes += result.forwards
+        row.num_computed += result.computed
         events: list[Event] = []
         for changes in result.steps:
             row.apply(changes)
@@ -294,6 +313,7 @@ class Engine:
         firsts = [s.first_commit_ns for s in opened.sequences if s.first_commit_ns]
         self._count(
             requests_finished=1,
+            shared_prompt_tokens=outputs[0].shared_prompt_tokens,
             completion_tokens=sum(len(o.tokens.ids) for o in outputs),
             finished_forward_passes=sum(o.forward_passes for o in outputs),
         )

@@ -81,7 +81,7 @@ def pack_variants(variants: Rows[Variant], filler_id: int, fill: Fill) -> Packed
         AttentionLayout.of_lengths(
             [len(t) for t in tokens],
             [v.rule for v in variants] + [FULL] * num_filler,
-            [v.cache for v in variants] + [None] * num_filler,
+            [None if v.kept is None else v.kept.window() for v in variants] + [None] * num_filler,
             merge=fill.merge,
         ),
         head,
@@ -92,12 +92,13 @@ def pack_variants(variants: Rows[Variant], filler_id: int, fill: Fill) -> Packed
 class PackedStep:
     """All rows of one step.
 
-    variants: of each row, in order; then the unconditional twins of guided rows.
+    variants: of each row, in order; then the unconditional twins of guided rows; then `pages`.
     tokens.head: one for each candidate, then for each guided one its unconditional twin's, then
     filler. rows, positions, numbers, steps, status, current: [num_candidates] index into
     `sequences`, canvas position, number of the variant in its row's plan, step that addresses
     the noise, Status, and the token that the canvas has now.
     guided: candidates with guidance, in the order of their twins.
+    forwards, computed: of each sequence, its passes and their tokens.
     """
 
     sequences: tuple[Sequence, ...]
@@ -111,6 +112,7 @@ class PackedStep:
     current: Ints
     guided: Ints
     forwards: tuple[int, ...]
+    computed: tuple[int, ...]
 
     @property
     def num_candidates(self) -> int:
@@ -143,8 +145,9 @@ def pack(
     plans: Rows[Rows[Variant]],
     filler_id: int,
     fill: Fill | None = None,
+    pages: Rows[Variant] = (),
 ) -> PackedStep:
-    """Packs one step of every sequence, given what each computes."""
+    """Packs one step of every sequence, given what each computes. pages: that nothing is asked of."""
     twins: list[Variant] = []
     columns: list[list[Ints]] = []
     guided: list[Ints] = []
@@ -166,7 +169,8 @@ def pack(
                 twins.append(sequence.blind(variant))
                 guided.append(np.arange(num_candidates, num_candidates + count))
             num_candidates += count
-    variants = [variant for plan in plans for variant in plan] + twins
+    variants = [variant for plan in plans for variant in plan] + twins + list(pages)
+    columns.append([np.zeros(0, dtype=np.int64)] * 6)
     joined = [np.concatenate(column).astype(np.int64) for column in zip(*columns, strict=True)]
     rows, positions, numbers, steps, status, current = joined
     return PackedStep(
@@ -181,7 +185,11 @@ def pack(
         current=current,
         guided=np.concatenate(guided) if guided else np.zeros(0, dtype=np.int64),
         forwards=tuple(
-            sum(variant.forwards for variant in plan) * (2 if sequence.is_guided else 1)
+            sum(variant.forwards for variant in plan) * sequence.num_streams
+            for sequence, plan in zip(sequences, plans, strict=True)
+        ),
+        computed=tuple(
+            sum(len(variant.token_ids) for variant in plan) * sequence.num_streams
             for sequence, plan in zip(sequences, plans, strict=True)
         ),
     )

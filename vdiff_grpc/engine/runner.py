@@ -32,12 +32,13 @@ _RULE_ORDER = {kind: number for number, kind in enumerate(RULES)}
 class RowStep:
     """What one forward pass gives a row: the changes of its logical steps, in order.
 
-    forwards: passes over its canvas. error: what went wrong with this row alone.
+    forwards: passes over its canvas. computed: tokens of these passes. error: what went wrong with this row alone.
     """
 
     sequence: Sequence
     steps: list[Columns]
     forwards: int
+    computed: int = 0
     error: Exception | None = None
 
 
@@ -74,20 +75,28 @@ class Runner:
         rows: list[Sequence] = []
         plans: list[tuple[Variant, ...]] = []
         failed: list[RowStep] = []
+        pages: list[Variant] = []
+        reading: list[RowStep] = []
         for row in sorted(sequences, key=lambda row: _RULE_ORDER[type(row.params.strategy)]):
+            if row.num_pages_now:
+                pages += row.pages_variants(row.num_pages_now)
+                computed = row.num_pages_now * row.page_tokens * row.num_streams
+                reading.append(RowStep(row, [], row.num_streams, computed))
+                continue
             try:
                 plans.append(self._plan(row))
                 rows.append(row)
             except Exception as error:
-                failed.append(RowStep(row, [], 0, error))
-        if not rows:
+                failed.append(RowStep(row, [], 0, error=error))
+        if not rows and not pages:
             return failed
-        packed = pack(rows, plans, self._filler_id, self.fill)
+        packed = pack(rows, plans, self._filler_id, self.fill, pages)
         logits = self.forward(packed)
         for variant in packed.variants:
-            if variant.cache is not None:
-                variant.cache.advance(variant.keep)
-        return failed + self._decode(packed, logits)
+            if variant.kept is not None:
+                variant.kept.done()
+        decided = self._decode(packed, logits) if rows else []
+        return failed + reading + decided
 
     def _plan(self, row: Sequence) -> tuple[Variant, ...]:
         rule = rule_of(row)
@@ -106,7 +115,7 @@ class Runner:
         )
         ids = variant.token_ids.copy()
         ids[masked] = self.noise.canvas_tokens(address, self._vocab_size)
-        return variant.replaced(ids, variant.cache)
+        return variant.replaced(ids, variant.kept)
 
     @torch.inference_mode()
     def forward(self, packed: PackedStep) -> Tensor:
@@ -257,12 +266,12 @@ class Runner:
                     host[3 : 3 + wanted, mine].T.astype(np.int64),
                     host[3 + wanted :, mine].view(np.float32).T,
                 )
-            forwards = packed.forwards[row]
+            forwards, computed = packed.forwards[row], packed.computed[row]
             try:
                 settled = rule_of(sequence).settle(sequence, proposals)
-                steps.append(RowStep(sequence, settled, forwards))
+                steps.append(RowStep(sequence, settled, forwards, computed))
             except Exception as error:
-                steps.append(RowStep(sequence, [], forwards, error))
+                steps.append(RowStep(sequence, [], forwards, computed, error))
         return steps
 
     def _to_device(self, values: np.ndarray) -> Tensor:

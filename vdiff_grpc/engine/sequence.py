@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import enum
 import time
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from vdiff_grpc.engine.attention import CAUSAL, FULL, MaskRule, block_causal
-from vdiff_grpc.engine.caches.row_cache import RowCache
+from vdiff_grpc.engine.blocks import mask_rule_of, split_blocks, split_steps
+from vdiff_grpc.engine.caches.kinds import CacheKind, page_tokens
+from vdiff_grpc.engine.caches.pages import Lease
+from vdiff_grpc.engine.caches.policy import Part
+from vdiff_grpc.engine.caches.registry import POLICIES
+from vdiff_grpc.engine.caches.settled import page_part, whole_pages
 from vdiff_grpc.engine.columns import Action, Bools, Columns, Floats, Ints, Variant
 from vdiff_grpc.engine.text import TextEnd, TextStream
 from vdiff_grpc.engine.tokenizer import Tokenizer
@@ -30,6 +33,9 @@ from vdiff_grpc.engine.types import (
     SpanKind,
     TopTokens,
 )
+
+# Streams of a row that keep keys and values: its canvas, its blind twin, the auxiliary model's.
+CANVAS, BLIND, AUXILIARY = range(3)
 
 
 class State(enum.IntEnum):
@@ -53,6 +59,9 @@ class Sequence:
     """One output of a request, from its first step to its last.
 
     memory: the decoding rule's own state of this row; of device tensors, if it likes.
+    leases: pages for keys and values, by stream; given while the row runs.
+    prompt_pages: those that are computed before the first step, by what stands in them.
+    num_pages_now: how many of them the next step computes.
     step_in_block: logical steps taken in the active block.
     """
 
@@ -72,7 +81,7 @@ class Sequence:
         self.mask_token_id = info.blank_id
         self.shift = info.shift
         self.attention = info.attention
-        self.mask_rule = _mask_rule(info)
+        self.mask_rule = mask_rule_of(info)
         self.ids: Ints = np.array(request.canvas, dtype=np.int64)
         self.position_ids: Ints = np.arange(len(self.ids), dtype=np.int64)
         self.state = np.repeat(
@@ -97,12 +106,22 @@ class Sequence:
         self.forward_passes = 0
         self.num_remasked = 0
         self.num_revised = 0
+        self.num_computed = 0
+        self.num_shared = 0
         self.first_commit_ns = 0
-        self.blocks = _split_blocks(self.generated, self.params.block_length, info)
-        self.block_steps = _split_steps(
-            self._total_steps(), [b.stop - b.start for b in self.blocks]
-        )
-        self._caches: dict[int, RowCache] = {}
+        self.blocks = split_blocks(self.generated, self.params.block_length, info)
+        self.block_steps = split_steps(self._total_steps(), [b.stop - b.start for b in self.blocks])
+        # a network that computes rows one by one keeps what it wants itself
+        own = info.attention is AttentionPattern.CANVAS
+        self.policy = POLICIES[CacheKind.NONE if own else self.params.cache]
+        self.cache_refresh_steps = self.params.cache_refresh_steps
+        self.page_tokens = page_tokens(info.block_length)
+        self.leases: dict[int, Lease] = {}
+        self.num_pages_now = 0
+        self.prompt_pages: tuple[bytes, ...] = ()
+        if self.policy.shares:
+            prompt = self.ids[: self.generated[0]]
+            self.prompt_pages = whole_pages(prompt, self.shift, self.page_tokens)
         self._enter_block(0)
 
     @property
@@ -114,10 +133,33 @@ class Sequence:
         return self.params.cfg_scale > 0
 
     @property
+    def attention_block(self) -> int:
+        return self.params.block_length
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
+
+    @property
     def num_step_tokens(self) -> int:
-        """Most canvas tokens that one step of this row computes."""
-        tokens = self.params.strategy.step_tokens(len(self.ids), self.block_length)
-        return tokens * (2 if self.is_guided else 1)
+        """Most canvas tokens that one step of this row computes, pages of its prompt aside."""
+        length = len(self.ids)
+        if self.policy.shares:
+            length = min(length, self.page_tokens + self.block_length)
+        tokens = self.params.strategy.step_tokens(length, self.block_length)
+        return tokens * self.num_streams
+
+    @property
+    def num_streams(self) -> int:
+        """Canvases that are computed: with guidance a blind twin."""
+        return 2 if self.is_guided else 1
+
+    @property
+    def num_pages_ahead(self) -> int:
+        """Pages of the prompt that must be computed before the first step."""
+        if not self.prompt_pages:
+            return 0
+        return max(len(self.prompt_pages) - self.leases[CANVAS].length // self.page_tokens, 0)
 
     @property
     def finished(self) -> bool:
@@ -162,40 +204,31 @@ class Sequence:
         Only what is not cached is computed, and nothing that no wanted position can see.
         """
         ids = self.ids if ids is None else ids
-        begin, end, keep, cache = 0, len(ids), 0, None
-        if self.attention is AttentionPattern.CAUSAL:
-            cache = self.cache(0)
-            begin = cache.length
-            end = int(positions[-1]) - self.shift + 1
-            keep = end - begin
-        elif self.attention is AttentionPattern.BLOCK_CAUSAL:
-            cache = self.cache(0)
-            begin = cache.length
-            first = int(self.block_positions()[0])
-            keep = first - first % self.block_length - begin
-            end = min(len(ids), begin + keep + self.block_length)
-            positions = positions[positions < end]  # later blocks are not computed
+        part = self.policy.part(self, self.leases.get(CANVAS), positions)
+        positions = positions[positions - self.shift < part.end]  # later blocks are not computed
         return Variant(
-            token_ids=ids[begin:end],
-            position_ids=self.position_ids[begin:end],
+            token_ids=ids[part.begin : part.end],
+            position_ids=self.position_ids[part.begin : part.end],
             rule=self.mask_rule,
-            heads=np.maximum(positions - self.shift, 0) - begin,
+            heads=np.maximum(positions - self.shift, 0) - part.begin,
             positions=positions,
             noise_step=self.step if noise_step is None else noise_step,
-            cache=cache,
-            keep=keep,
+            kept=part.kept,
         )
+
+    def pages_variants(self, num_pages: int) -> list[Variant]:
+        """The next pages of the prompt, each by itself; nothing is asked of them."""
+        done = self.leases[CANVAS].length // self.page_tokens
+        parts = [page_part(self.leases[CANVAS], done + i) for i in range(num_pages)]
+        variants = [self._page_variant(part) for part in parts]
+        return variants + [self.blind(v) for v in variants if self.is_guided]
 
     def blind(self, variant: Variant) -> Variant:
         """The variant's unconditional twin: what was given is masked."""
         given = self.state[variant.position_ids] <= State.FROZEN
         ids = np.where(given, self.mask_token_id, variant.token_ids)
-        cache = None if variant.cache is None else self.cache(1)
-        return variant.replaced(ids, cache)
-
-    def cache(self, stream: int) -> RowCache:
-        """Kept keys and values: of the canvas (0), its blind twin (1), the auxiliary model (2)."""
-        return self._caches.setdefault(stream, RowCache(len(self.ids)))
+        kept = variant.kept
+        return variant.replaced(ids, None if kept is None else kept.of(self.leases[BLIND]))
 
     # --- what a step changes -------------------------------------------------
 
@@ -290,6 +323,8 @@ class Sequence:
             blocks=self.block + 1,
             remasked=self.num_remasked,
             revised=self.num_revised,
+            computed_tokens=self.num_computed,
+            shared_prompt_tokens=self.num_shared,
             canvas=tuple(self.ids.tolist()),
         )
 
@@ -311,6 +346,21 @@ class Sequence:
         self.block = block
         self._block_masks = len(self.masked_in_block())
         self.step_in_block = 0
+        for lease in self.leases.values():
+            self.policy.enter_block(lease)
+
+    def _page_variant(self, part: Part) -> Variant:
+        nothing = np.zeros(0, dtype=np.int64)
+        place = slice(part.begin, part.end)
+        return Variant(
+            token_ids=self.ids[place],
+            position_ids=self.position_ids[place],
+            rule=self.mask_rule,
+            heads=nothing,
+            positions=nothing,
+            noise_step=self.step,
+            kept=part.kept,
+        )
 
     def _keep_top(self, changes: Columns) -> None:
         assert changes.top_ids is not None
@@ -336,40 +386,3 @@ class Sequence:
         frozen = np.flatnonzero(self.state == State.FROZEN)
         last = int(frozen[-1]) if len(frozen) else -1
         return self.position_ids < last
-
-
-def _mask_rule(info: ModelInfo) -> MaskRule:
-    if info.attention is AttentionPattern.BLOCK_CAUSAL:
-        assert info.block_length is not None, "block-causal attention has a block length"
-        return block_causal(info.block_length)
-    return CAUSAL if info.attention is AttentionPattern.CAUSAL else FULL
-
-
-def _split_blocks(generated: Ints, block_length: int, info: ModelInfo) -> list[slice]:
-    """Slices of the generated positions that are filled one after the other."""
-    if info.attention is AttentionPattern.BLOCK_CAUSAL:
-        numbers = generated // block_length
-    elif info.attention is AttentionPattern.CAUSAL:
-        numbers = np.arange(len(generated))
-    else:
-        numbers = np.arange(len(generated)) // block_length
-    bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(generated)]
-    return [slice(begin, end) for begin, end in pairwise(bounds)]
-
-
-def _split_steps(steps: int | None, sizes: list[int]) -> list[int]:
-    """Steps of each block: one at least, the rest in proportion to the blocks' lengths.
-
-    With equal blocks and a number of steps that divides evenly this is LLaDA's split.
-    """
-    if steps is None:
-        return sizes
-    ends = np.cumsum(sizes)
-    if steps >= ends[-1]:  # more than one step for a position
-        shares = steps * ends // ends[-1]
-    else:
-        # beyond one step for each block, a block can use one for each further position
-        numbers = np.arange(1, len(sizes) + 1)
-        shares = numbers + (steps - len(sizes)) * (ends - numbers) // (ends[-1] - len(sizes))
-    split: list[int] = np.diff(shares, prepend=0).tolist()
-    return split

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.strategies import FixedSchedule, Strategy
 
 # --- what a caller asks -----------------------------------------------------
@@ -68,6 +69,8 @@ class RequestParams:
     cfg_scale: float | None = None
     strategy: Strategy | None = None
     top_logprobs: int | None = None
+    cache: CacheKind | None = None
+    cache_refresh_steps: int | None = None
 
 
 class Granularity(enum.Enum):
@@ -112,6 +115,8 @@ class SamplingParams:
     cfg_scale: float
     strategy: Strategy  # every parameter filled in
     top_logprobs: int
+    cache: CacheKind
+    cache_refresh_steps: int  # 0: at each block's begin only
 
 
 class SpanKind(enum.Enum):
@@ -261,6 +266,8 @@ class Output:
     blocks: int
     remasked: int
     revised: int
+    computed_tokens: int
+    shared_prompt_tokens: int
     canvas: tuple[int, ...]
 
 
@@ -309,6 +316,7 @@ class ModelInfo:
     shift: logits of position p - shift predict position p.
     block_length: of a block-causal model's attention; its blocks begin at multiples of it.
     prefix_ids, suffix_ids: what the model wants around a text.
+    caches: what may be kept of a canvas; the first is the default.
     auxiliary, auxiliary_positions: name and longest canvas of the autoregressive model beside it.
     """
 
@@ -330,13 +338,9 @@ class ModelInfo:
     block_length: int | None = None
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
+    caches: tuple[CacheKind, ...] = (CacheKind.NONE,)
     auxiliary: str = ""
     auxiliary_positions: int = 0
-
-    @property
-    def keeps_settled(self) -> bool:
-        """Whether keys and values of settled tokens are kept: where nothing before sees them."""
-        return self.attention is not AttentionPattern.FULL
 
     @property
     def blank_id(self) -> int:
@@ -346,7 +350,10 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """What a request is held to."""
+    """What a request is held to.
+
+    max_cache_tokens: whose keys and values can be kept, of all rows together.
+    """
 
     max_canvas_tokens: int
     max_new_tokens: int
@@ -355,6 +362,8 @@ class EngineLimits:
     max_running_rows: int
     max_waiting_rows: int
     max_step_tokens: int
+    max_cache_tokens: int
+    max_prompt_step_tokens: int
     max_request_time_s: float
     default_max_new_tokens: int
     default_block_length: int
@@ -371,6 +380,9 @@ class Statistics:
     running_rows: int = 0
     waiting_rows: int = 0
     prompt_tokens: int = 0
+    shared_prompt_tokens: int = 0  # of prompt_tokens, those that were not computed again
+    computed_tokens: int = 0
+    cache_tokens: int = 0  # that have a place for their keys and values now
     completion_tokens: int = 0
     committed_tokens: int = 0
     forward_passes: int = 0
@@ -390,7 +402,10 @@ class EngineConfig:
     max_running_rows: int = 32
     max_waiting_rows: int = 256
     max_step_tokens: int = 16384
+    max_prompt_tokens: int = 1024
     max_canvas_tokens: int = 0
+    cache_tokens: int = 0
+    share_prompts: bool = True
     max_n: int = 8
     max_request_time_s: float = 600.0
     max_queue_time_s: float = 60.0

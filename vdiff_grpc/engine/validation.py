@@ -11,6 +11,7 @@ import secrets
 import time
 from typing import Any, TypeVar
 
+from vdiff_grpc.engine.cache_checks import cache_tokens, check_room, resolve_cache
 from vdiff_grpc.engine.prompts import Violations, lay_out
 from vdiff_grpc.engine.strategies import AdaptiveParallel, FixedSchedule, Strategy
 from vdiff_grpc.engine.strategy_checks import (
@@ -52,9 +53,14 @@ MAX_TOP_LOGPROBS = 20
 
 def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
     """What requests are held to: the configuration, bounded by the model. Needs no weights."""
-    canvas = min(info.max_positions, config.max_step_tokens)
+    canvas = info.max_positions
+    if info.attention in (AttentionPattern.FULL, AttentionPattern.CANVAS):
+        canvas = min(canvas, config.max_step_tokens)  # all of it is computed in every step
     if config.max_canvas_tokens:
         canvas = min(canvas, config.max_canvas_tokens)
+    kept = cache_tokens(config, info, canvas)
+    if info.attention in (AttentionPattern.CAUSAL, AttentionPattern.BLOCK_CAUSAL):
+        canvas = min(canvas, kept)
     least = 2
     if info.block_length is not None:
         # a canvas of a block-causal model is rounded up to whole blocks
@@ -81,6 +87,8 @@ def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
         max_running_rows=config.max_running_rows,
         max_waiting_rows=config.max_waiting_rows,
         max_step_tokens=config.max_step_tokens,
+        max_cache_tokens=kept,
+        max_prompt_step_tokens=config.max_prompt_tokens,
         max_request_time_s=config.max_request_time_s,
         default_max_new_tokens=min(config.default_max_new_tokens, canvas),
         default_block_length=block_length or min(config.default_block_length, canvas),
@@ -105,6 +113,8 @@ def defaults(info: ModelInfo, limits: EngineLimits) -> SamplingParams:
         cfg_scale=0.0,
         strategy=strategy,
         top_logprobs=0,
+        cache=info.caches[0],
+        cache_refresh_steps=0,
     )
 
 
@@ -175,6 +185,8 @@ def resolve(
     )
     check_step(strategy, len(canvas), block_length, cfg_scale, limits, bad)
     check_memory(strategy, block_length, info, bad)
+    cache, refresh = resolve_cache(asked, strategy, info, bad)
+    check_room(cache, len(canvas), cfg_scale, info, limits, bad)
     if isinstance(strategy, AdaptiveParallel) and len(canvas) > info.auxiliary_positions > 0:
         bad.add(
             f"diffusion.{strategy.NAME}",
@@ -207,6 +219,8 @@ def resolve(
             cfg_scale=cfg_scale,
             strategy=strategy,
             top_logprobs=_or(asked.top_logprobs, base.top_logprobs),
+            cache=cache,
+            cache_refresh_steps=refresh,
         ),
         seeds=tuple(output_seed(seed, index) for index in range(n)),
         is_template=infill

@@ -78,6 +78,9 @@ class Observer:
         read(telemetry.FORWARDS, lambda: {(): engine.statistics.forward_passes})
         read(telemetry.PROMPT_TOKENS, lambda: {(): engine.statistics.prompt_tokens})
         read(telemetry.COMPLETION_TOKENS, lambda: {(): engine.statistics.completion_tokens})
+        read(telemetry.SHARED_TOKENS, lambda: {(): engine.statistics.shared_prompt_tokens})
+        read(telemetry.COMPUTED_TOKENS, lambda: {(): engine.statistics.computed_tokens})
+        read(telemetry.CACHE_TOKENS, lambda: {(): engine.statistics.cache_tokens})
         read(telemetry.COMMITTED_TOKENS, lambda: {(): engine.statistics.committed_tokens})
 
         def outcomes() -> Values:

@@ -1,1 +1,1 @@
-"""Keys and values that are kept from one forward pass to the next."""
+"""Keys and values that are kept from one forward pass to the next: where, whose, for how long."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.models.checkpoint import Config
 from vdiff_grpc.engine.strategies import EntropyBound, Strategy
 from vdiff_grpc.engine.types import AttentionPattern
@@ -72,6 +73,7 @@ class Family:
     end_token_names: added tokens that end an answer besides the config's end ids.
     suppressed_ids: never generated, besides what the generation config suppresses.
     prepare: called before the weights are loaded; tells transformers what key_mapping cannot.
+    caches: what may be kept of a canvas, the default first; None: what follows from the attention.
     mixture_of_experts: the class takes an implementation of its experts.
     strategy_of: the default strategy by the checkpoint's word, instead of `default_strategy`.
     default_temperature: where the generation config names none.
@@ -103,6 +105,7 @@ class Family:
     end_token_ids: Callable[[Config], list[int]] | None = None
     suppressed_ids: Callable[[Config], list[int]] | None = None
     prepare: Callable[[], None] = _nothing
+    caches: tuple[CacheKind, ...] | None = None
     mixture_of_experts: bool = False
     strategy_of: Callable[[Config], Strategy] | None = None
     default_temperature: float = 0.0

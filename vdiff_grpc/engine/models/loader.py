@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
@@ -14,7 +16,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vdiff_grpc.engine import attention
-from vdiff_grpc.engine.attention import AttentionLayout
+from vdiff_grpc.engine.attention import FULL, AttentionLayout
+from vdiff_grpc.engine.caches.key_values import KeyValues, Measure, Window
+from vdiff_grpc.engine.exact import ROWS
 from vdiff_grpc.engine.models import probe, weights
 from vdiff_grpc.engine.models.checkpoint import Config
 from vdiff_grpc.engine.models.family import Family
@@ -29,6 +33,7 @@ class LoadedModel:
 
     position_offset: what the network calls position 0.
     head: modules that make logits of hidden states; empty when the network does it itself.
+    memory: of keys and values; None before `reserve`, and where nothing is kept.
     """
 
     network: nn.Module
@@ -36,6 +41,25 @@ class LoadedModel:
     dtype: torch.dtype
     position_offset: int = 0
     head: tuple[nn.Module, ...] = ()
+    memory: KeyValues | Measure | None = None
+
+    def reserving(self, num_slots: int) -> LoadedModel:
+        """With a memory for the keys and values of so many tokens. Raises CheckpointError."""
+        if not num_slots:
+            return self
+        tokens = torch.zeros(ROWS, dtype=torch.int64, device=self.device)
+        nothing = Window(*np.zeros((2, 0), dtype=np.int64))
+        layout = AttentionLayout.of_lengths([ROWS], [FULL], [nothing])
+        measure = Measure()
+        dataclasses.replace(self, memory=measure).logits(tokens, tokens, layout, tokens)
+        try:
+            memory = KeyValues(measure.layers, num_slots, self.dtype, self.device)
+        except (RuntimeError, MemoryError) as error:
+            first = str(error).splitlines()[0]
+            raise CheckpointError(
+                f"no memory for the keys and values of {num_slots} tokens (cache_tokens): {first}"
+            ) from error
+        return dataclasses.replace(self, memory=memory)
 
     @property
     def vocab_width(self) -> int:
@@ -55,6 +79,7 @@ class LoadedModel:
             "input_ids": token_ids.unsqueeze(0),
             "position_ids": position_ids.unsqueeze(0) + self.position_offset,
             "layout": layout,
+            "memory": self.memory,
         }
         if not self.head:
             output = self.network(**given, logits_to_keep=head, use_cache=False)

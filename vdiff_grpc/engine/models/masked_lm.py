@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.models.family import FULL_ATTENTION, Config, Family
 from vdiff_grpc.engine.types import AttentionPattern
 from vdiff_grpc.errors import CheckpointError
@@ -133,6 +134,9 @@ def _family(
         supports_infill=True,
         strategies=FULL_ATTENTION,
         head=head,
+        caches=(
+            CacheKind.NONE,
+        ),  # ALBERT's layers are one module: it cannot tell whose keys it has
         ignored_keys=_IGNORED_KEYS,
         encloses_text=True,
         end_token_ids=_end_token_ids,

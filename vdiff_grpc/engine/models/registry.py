@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from vdiff_grpc.engine.caches.kinds import APPROXIMATE, CacheKind
 from vdiff_grpc.engine.models import causal_lm, masked_lm
 from vdiff_grpc.engine.models.checkpoint import (
     Config,
@@ -152,9 +153,17 @@ def _describe(config: Config, family: Family, name: str) -> ModelInfo:
         block_length=family.block_length(config),
         prefix_ids=before,
         suffix_ids=after if family.encloses_text else (),
+        caches=family.caches or _caches(family.attention),
     )
     _check_ids(info, config)
     return info
+
+
+def _caches(attention: AttentionPattern) -> tuple[CacheKind, ...]:
+    """Where nothing before sees what is settled, it is kept: there is no reason not to."""
+    if attention is AttentionPattern.FULL:
+        return (CacheKind.NONE, *APPROXIMATE)
+    return (CacheKind.SETTLED,)
 
 
 def _architectures(config: Config) -> list[str]:

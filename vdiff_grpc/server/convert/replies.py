@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from vdiff_grpc import v1
 from vdiff_grpc.config import ServerConfig
 from vdiff_grpc.engine import types
+from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.prompts import MAX_SEGMENTS
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.server.convert.strategies import set_strategy
@@ -102,7 +103,8 @@ def model_info_response(
         revision=info.revision,
         family=info.family,
         attention=f"ATTENTION_PATTERN_{info.attention.name}",
-        cache="CACHE_POLICY_SETTLED" if info.keeps_settled else "CACHE_POLICY_NONE",
+        cache=_cache_policy(info.caches[0]),
+        caches=[_cache_policy(kind) for kind in info.caches],
         vocab_size=info.vocab_size,
         mask_token_id=info.mask_token_id,
         end_token_ids=info.end_token_ids,
@@ -121,6 +123,8 @@ def model_info_response(
             max_request_time=duration(limits.max_request_time_s),
             max_prompt_tokens=limits.max_canvas_tokens - least_room(info),
             max_template_segments=MAX_SEGMENTS,
+            max_cache_tokens=limits.max_cache_tokens,
+            max_prompt_tokens_per_step=limits.max_prompt_step_tokens,
         ),
         defaults=resolved,
         block_length=info.block_length,
@@ -174,6 +178,9 @@ def statistics(counters: types.Statistics, num_refused: int) -> v1.Statistics:
         forward_passes=counters.forward_passes,
         engine_steps=counters.engine_steps,
         tokens_per_forward=_ratio(counters.completion_tokens, counters.finished_forward_passes),
+        shared_prompt_tokens=counters.shared_prompt_tokens,
+        computed_tokens=counters.computed_tokens,
+        cache_tokens=counters.cache_tokens,
     )
 
 
@@ -191,7 +198,11 @@ def duration(seconds: float) -> Duration:
 
 def _resolved(params: types.SamplingParams) -> v1.ResolvedParams:
     diffusion = v1.DiffusionParams(
-        block_length=params.block_length, steps=params.steps, cfg_scale=params.cfg_scale
+        block_length=params.block_length,
+        steps=params.steps,
+        cfg_scale=params.cfg_scale,
+        cache=_cache_policy(params.cache),
+        cache_refresh_steps=params.cache_refresh_steps or None,
     )
     set_strategy(diffusion, params.strategy)
     sampling = v1.SamplingParams(
@@ -208,6 +219,10 @@ def _resolved(params: types.SamplingParams) -> v1.ResolvedParams:
         sampling.stop.strings.extend(params.stop_strings)
         sampling.stop.token_ids.extend(params.stop_token_ids)
     return v1.ResolvedParams(sampling=sampling, diffusion=diffusion)
+
+
+def _cache_policy(kind: CacheKind) -> str:
+    return f"CACHE_POLICY_{kind.name}"
 
 
 def _output(output: types.Output) -> v1.Output:
@@ -251,6 +266,7 @@ def _usage(request: types.ResolvedRequest, finished: types.Finished) -> v1.Usage
     return v1.Usage(
         prompt_tokens=request.num_prompt_tokens,
         completion_tokens=sum(len(output.tokens.ids) for output in finished.outputs),
+        shared_prompt_tokens=finished.outputs[0].shared_prompt_tokens,
     )
 
 
@@ -267,6 +283,7 @@ def _metrics(finished: types.Finished) -> v1.Metrics:
         time_to_first_commit_ns=finished.time_to_first_commit_ns,
         total_time_ns=finished.total_time_ns,
         revised=sum(output.revised for output in outputs),
+        computed_tokens=sum(output.computed_tokens for output in outputs),
     )
 
 

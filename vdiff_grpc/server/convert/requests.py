@@ -15,6 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from vdiff_grpc import v1, vllm
 from vdiff_grpc.engine import types
+from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.errors import FieldViolation, InvalidRequestError
 from vdiff_grpc.server.convert.strategies import strategy_of
 
@@ -23,6 +24,9 @@ _MAX_NAMED = 256  # items searched for an unknown field: its name is not worth t
 _INPUTS = "one of text, token_ids, chat, infill"
 
 _ROLES = {v1.ROLE_SYSTEM: "system", v1.ROLE_USER: "user", v1.ROLE_ASSISTANT: "assistant"}
+_CACHES: dict[int, CacheKind] = {
+    getattr(v1, f"CACHE_POLICY_{kind.name}"): kind for kind in CacheKind
+}
 _GRANULARITIES = {
     v1.GRANULARITY_UNSPECIFIED: types.Granularity.COMMITTED,
     v1.GRANULARITY_COMMITTED: types.Granularity.COMMITTED,
@@ -213,7 +217,20 @@ def _params(
         cfg_scale=diffusion.cfg_scale if diffusion.HasField("cfg_scale") else None,
         strategy=strategy_of(diffusion, violations),
         top_logprobs=sampling.top_logprobs if sampling.HasField("top_logprobs") else None,
+        cache=_cache(diffusion, violations),
+        cache_refresh_steps=diffusion.cache_refresh_steps
+        if diffusion.HasField("cache_refresh_steps")
+        else None,
     )
+
+
+def _cache(diffusion: v1.DiffusionParams, violations: list[FieldViolation]) -> CacheKind | None:
+    if diffusion.cache == v1.CACHE_POLICY_UNSPECIFIED:
+        return None
+    kind = _CACHES.get(diffusion.cache)
+    if kind is None:
+        violations.append(_not_in_enum("diffusion.cache", diffusion.cache))
+    return kind
 
 
 def _not_in_enum(field: str, value: int) -> FieldViolation:
