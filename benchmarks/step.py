@@ -1,0 +1,273 @@
+"""Where a step's time goes, and what it takes beyond the bare forward pass.
+
+    python -m benchmarks.step [--model PATH] [--rows 1 4 16 32] [--json FILE] [--page FILE]
+
+Equal requests run to their end twice. First each step is timed in turn with the bare pass of the
+very same packed rows and head rows, on tensors that already lie on the device: `beyond` is the
+median share of the step that is not that pass. Then the parts of a step are timed by themselves.
+The prompt is not text, so that a threshold is rarely reached and a request has many steps. A second
+model is random, with few layers and LLaDA-8B's vocabulary: there head and decoding are the step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pickle
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import report, shapes
+from vdiff_grpc.engine import runner as runner_module
+from vdiff_grpc.engine.decoding.registry import rule_of
+from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.messages import StepReport
+from vdiff_grpc.engine.packing import pack
+from vdiff_grpc.engine.strategies import (
+    ConfidenceThreshold,
+    EntropyBound,
+    FixedSchedule,
+    Klass,
+    Strategy,
+)
+from vdiff_grpc.engine.types import (
+    AttentionPattern,
+    EngineConfig,
+    Granularity,
+    Request,
+    RequestParams,
+    TokensPrompt,
+)
+from vdiff_grpc.engine.validation import resolve
+
+STRATEGIES: dict[str, Strategy] = {
+    "fixed_schedule": FixedSchedule(),
+    "confidence_threshold": ConfidenceThreshold(0.9),
+    "entropy_bound": EntropyBound(),
+    "klass": Klass(),
+}
+PHASES = ("schedule", "plan", "pack", "body", "head", "decode", "to host", "commit", "events")
+_PROMPT = TokensPrompt(tuple(range(100, 116)))
+_LARGE = shapes.Shape(vocab=126_464, hidden=256, intermediate=768)
+
+
+class Stopwatch:
+    """Seconds spent in named parts, each without the parts inside it.
+
+    wait: for the device, so that a part's time is its own.
+    """
+
+    def __init__(self, wait: Callable[[], None]) -> None:
+        self.spent_s: dict[str, float] = defaultdict(float)
+        self._wait = wait
+        self._inside: list[str] = []
+        self._since = 0.0
+
+    def enter(self, name: str) -> None:
+        self._note()
+        self._inside.append(name)
+
+    def leave(self) -> None:
+        self._note()
+        self._inside.pop()
+
+    def around(self, owner: object, attribute: str, name: str) -> Callable[[], None]:
+        """Times a function of an object or a module from now on. Returns what undoes it."""
+        inner = getattr(owner, attribute)
+
+        def timed(*args: Any, **named: Any) -> Any:
+            self.enter(name)
+            try:
+                return inner(*args, **named)
+            finally:
+                self.leave()
+
+        setattr(owner, attribute, timed)
+        return lambda: setattr(owner, attribute, inner)
+
+    def _note(self) -> None:
+        self._wait()
+        now = time.perf_counter()
+        if self._inside:
+            self.spent_s[self._inside[-1]] += now - self._since
+        self._since = now
+
+
+def measure(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
+    """`num_rows` requests at once, to their end, twice. Times in milliseconds."""
+    assert engine.info.attention is AttentionPattern.FULL, "the bare pass would fill a cache"
+    before = engine.statistics
+    step_ms, bare_ms = _beside_bare(engine, params, num_rows)
+    after = engine.statistics
+    tokens = after.committed_tokens - before.committed_tokens
+    forwards = after.forward_passes - before.forward_passes
+    shares = [1 - bare / step for step, bare in zip(step_ms, bare_ms, strict=True)]
+    return {
+        "rows": num_rows,
+        "tokens": tokens,
+        "forwards": forwards,
+        "steps": len(step_ms),
+        "tokens/s": tokens / (sum(step_ms) / 1e3),
+        "step ms": statistics.median(step_ms),
+        "bare ms": statistics.median(bare_ms),
+        "beyond": statistics.median(shares),
+        **_parts(engine, params, num_rows),
+    }
+
+
+def _add(engine: Engine, params: RequestParams, num_rows: int) -> None:
+    for key in range(num_rows):
+        request = Request(
+            _PROMPT, dataclasses.replace(params, seed=key), granularity=Granularity.STEPS
+        )
+        engine.add(key, resolve(request, engine.info, engine.limits, engine.tokenizer))
+
+
+def _beside_bare(
+    engine: Engine, params: RequestParams, num_rows: int
+) -> tuple[list[float], list[float]]:
+    """[steps] milliseconds of each step and of its bare pass, which comes first every other time."""
+    _add(engine, params, num_rows)
+    engine.step()
+    step_ms, bare_ms = [], []
+    while engine.has_work:
+        bare = _bare_pass(engine)
+        if len(step_ms) % 2:
+            bare_ms.append(_timed_ms(engine, bare))
+        step_ms.append(_timed_ms(engine, engine.step))
+        if len(bare_ms) < len(step_ms):
+            bare_ms.append(_timed_ms(engine, bare))
+    return step_ms, bare_ms
+
+
+def _bare_pass(engine: Engine) -> Callable[[], object]:
+    """Body and head of the rows that run now."""
+    model, rows = engine.model, engine.scheduler.running
+    packed = pack(rows, [rule_of(row).plan(row) for row in rows], 0, engine.runner.fill).tokens
+    token_ids, position_ids, head = (
+        torch.from_numpy(values).to(model.device)
+        for values in (packed.token_ids, packed.position_ids, packed.head)
+    )
+    return lambda: model.logits(token_ids, position_ids, packed.layout, head)
+
+
+def _parts(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
+    """Mean milliseconds of each part of a step, and of pickling its report for the server."""
+    watch = Stopwatch(lambda: _wait(engine))
+    undo = [
+        watch.around(owner, attribute, name)
+        for owner, attribute, name in (
+            (engine, "_expire", "schedule"),
+            (engine.scheduler, "schedule", "schedule"),
+            (engine.scheduler, "remove_finished", "schedule"),
+            (engine.runner, "_plan", "plan"),
+            (runner_module, "pack", "pack"),
+            (engine.runner, "forward", "head"),
+            (engine.runner, "_decode", "decode"),
+            (engine.runner, "_to_host", "to host"),
+            (engine, "_apply", "commit"),
+            (engine, "_tell", "events"),
+            (engine, "_finish", "events"),
+        )
+    ]
+    body = engine.model.network.base_model
+    assert isinstance(body, torch.nn.Module)
+    hooks = [
+        body.register_forward_pre_hook(lambda *_: watch.enter("body")),
+        body.register_forward_hook(lambda *_: watch.leave()),
+    ]
+    undo += [hook.remove for hook in hooks]
+    pickle_s, report_bytes, steps = 0.0, 0, 0
+    try:
+        _add(engine, params, num_rows)
+        while engine.has_work:
+            events = engine.step()
+            steps += 1
+            begin = time.perf_counter()
+            told = pickle.dumps(StepReport(tuple(events), engine.statistics))
+            pickle_s += time.perf_counter() - begin
+            report_bytes += len(told)
+    finally:
+        for restore in undo:
+            restore()
+    return {
+        **{name: watch.spent_s[name] / steps * 1e3 for name in PHASES},
+        "report": pickle_s / steps * 1e3,
+        "report bytes": report_bytes // steps,
+    }
+
+
+def _timed_ms(engine: Engine, work: Callable[[], object]) -> float:
+    _wait(engine)
+    begin = time.perf_counter()
+    work()
+    _wait(engine)
+    return (time.perf_counter() - begin) * 1e3
+
+
+def _wait(engine: Engine) -> None:
+    if engine.model.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure_all(engine: Engine, name: str, row_counts: list[int], tokens: int) -> list[report.Row]:
+    """Every strategy at temperature 0 and 1, at each number of rows."""
+    rows = []
+    for num_rows in row_counts:
+        for strategy_name, strategy in STRATEGIES.items():
+            for temperature in (0.0, 1.0):
+                params = RequestParams(
+                    max_new_tokens=tokens,
+                    temperature=temperature,
+                    strategy=strategy,
+                    ignore_eos=True,
+                )
+                found = measure(engine, params, num_rows)
+                rows.append(
+                    {"model": name, "strategy": strategy_name, "T": int(temperature), **found}
+                )
+                print(f"{name}: {strategy_name}, T {temperature:g}, {num_rows} rows", flush=True)
+    return rows
+
+
+def main() -> None:
+    arguments = _arguments()
+    engine = _engine(arguments.model, arguments)
+    rows = measure_all(engine, Path(arguments.model).name, arguments.rows, arguments.tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = _engine(str(shapes.write(Path(folder), _LARGE)), arguments)
+        rows += measure_all(engine, "large vocabulary", arguments.large_rows, arguments.large_tokens)
+    print(report.table(rows))
+    report.write(arguments.json, rows, tokens=arguments.tokens)
+
+
+def _engine(path: str, arguments: argparse.Namespace) -> Engine:
+    engine = Engine(EngineConfig(path, device=arguments.device, threads=arguments.threads))
+    engine.warm_up()
+    return engine
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    demo = str(resources.files("vdiff_grpc") / "assets" / "demo")
+    parser.add_argument("--model", default=demo, help="checkpoint folder; the embedded model")
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens per request")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 32], help="at once")
+    parser.add_argument("--large-tokens", type=int, default=32, help="of the large vocabulary")
+    parser.add_argument("--large-rows", type=int, nargs="*", default=[4], help="there, at once")
+    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
+    parser.add_argument("--json", default="", help="write the figures here, too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
