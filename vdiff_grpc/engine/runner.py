@@ -17,7 +17,7 @@ from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.columns import Columns, Variant
 from vdiff_grpc.engine.decoding.registry import RULES, rule_of
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
-from vdiff_grpc.engine.decoding.stages import Guidance, Sampling, ban_, draw, guide_
+from vdiff_grpc.engine.decoding.stages import Guidance, Sampling, ban_, draw, guide_, normaliser
 from vdiff_grpc.engine.models.loader import LoadedModel
 from vdiff_grpc.engine.models.row_model import RowModel
 from vdiff_grpc.engine.packing import Fill, PackedStep, pack
@@ -149,15 +149,15 @@ class Runner:
     def _candidates(self, packed: PackedStep, logits: Tensor) -> Candidates:
         """The stages that all rules share."""
         count = packed.num_candidates
-        normaliser = logits.logsumexp(dim=-1)
         without_end = self._to_device(packed.without_end())
-        ban_(logits, self._banned_ids, self._end_ids, without_end)
+        banned = ban_(logits, self._banned_ids, self._end_ids, without_end)
+        log_sums = normaliser(logits, banned)
         tokens = draw(logits, self._sampling(packed), self.noise)
         likelihood = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        confidence = (likelihood - normaliser).exp_()
+        confidence = (likelihood - log_sums).exp_()
         return Candidates(
             logits=logits[:count],
-            normaliser=normaliser[:count],
+            normaliser=log_sums[:count],
             token_ids=tokens[:count],
             confidence=confidence[:count],
             order=self._order(packed),
