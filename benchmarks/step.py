@@ -137,7 +137,8 @@ def _beside_bare(
     """[steps] milliseconds of each step and of its bare pass, which comes first every other time."""
     _add(engine, params, num_rows)
     engine.step()
-    step_ms, bare_ms = [], []
+    step_ms: list[float] = []
+    bare_ms: list[float] = []
     while engine.has_work:
         bare = _bare_pass(engine)
         if len(step_ms) % 2:
@@ -244,7 +245,9 @@ def main() -> None:
     rows = measure_all(engine, Path(arguments.model).name, arguments.rows, arguments.tokens)
     with tempfile.TemporaryDirectory() as folder:
         engine = _engine(str(shapes.write(Path(folder), _LARGE)), arguments)
-        rows += measure_all(engine, "large vocabulary", arguments.large_rows, arguments.large_tokens)
+        rows += measure_all(
+            engine, "large vocabulary", arguments.large_rows, arguments.large_tokens
+        )
     print(report.table(rows))
     report.write(arguments.json, rows, tokens=arguments.tokens)
 

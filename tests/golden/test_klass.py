@@ -176,7 +176,7 @@ def test_guidance_changes_the_answer_and_counts_twice() -> None:
 @pytest.mark.parametrize("checkpoint", ["tiny-dream", "tiny-sdar"])
 def test_it_works_with_a_shift_and_where_later_blocks_are_not_seen(checkpoint: str) -> None:
     engine = tiny_engine(GOLDEN / checkpoint, early_end=False)
-    asked = RequestParams(max_new_tokens=12, block_length=4, strategy=Klass(0.1, 2.0, 1))
+    asked = RequestParams(max_new_tokens=12, block_length=4, strategy=Klass(0.1, 2.0, 1), seed=1)
     output = finished(run(engine, Request(TokensPrompt((5, 6, 7)), asked))).outputs[0]
     assert engine.info.mask_token_id not in output.canvas
     assert np.all(np.array(output.canvas) >= 0)

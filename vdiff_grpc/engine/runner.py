@@ -241,16 +241,18 @@ class Runner:
             values -= candidates.normaliser.unsqueeze(1)
             columns += [*ids.int().unbind(1), *values.view(torch.int32).unbind(1)]
         host = torch.stack(columns).cpu().numpy()
-        bounds = np.searchsorted(packed.rows, np.arange(len(packed.sequences) + 1))
+        chosen, tokens = host[:2].astype(np.int64)
+        confidences = host[2].view(np.float32)
+        bounds = packed.bounds().tolist()
         steps = []
         for row, sequence in enumerate(packed.sequences):
             mine = slice(bounds[row], bounds[row + 1])
             proposals = Columns(
                 packed.numbers[mine],
                 packed.positions[mine],
-                host[1, mine].astype(np.int64),
-                host[2, mine].view(np.float32),
-                host[0, mine].astype(np.int64),
+                tokens[mine],
+                confidences[mine],
+                chosen[mine],
             )
             if sequence.params.top_logprobs:
                 proposals = proposals.with_top(

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -188,7 +189,7 @@ class Rule:
 
     def settle(self, row: Sequence, proposals: Columns) -> list[Columns]:
         """On the host: the logical steps that this forward pass gives, each its changes."""
-        return [proposals.take(proposals.actions != Action.KEEP)]
+        return [proposals.take(np.flatnonzero(proposals.actions))]  # KEEP is 0
 
     def is_block_done(self, row: Sequence) -> bool:
         """Asked when a step's changes have been applied; `step_in_block` counts it already."""

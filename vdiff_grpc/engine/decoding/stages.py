@@ -64,9 +64,7 @@ def guide_(logits: Tensor, guidance: Guidance) -> None:
     logits[guidance.conditional] = blind + scale * (seeing - blind)
 
 
-def ban_(
-    logits: Tensor, banned_ids: Tensor, end_ids: Tensor, rows_without_end: Tensor
-) -> Tensor:
+def ban_(logits: Tensor, banned_ids: Tensor, end_ids: Tensor, rows_without_end: Tensor) -> Tensor:
     """In place: what can never be drawn, and end tokens in the rows that must not end.
 
     Returns [num_rows, num_ids] what was there, and -inf where nothing was banned.
@@ -148,7 +146,7 @@ def in_tiles(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     """
     size = tile_rows(logits)
     found = []
-    for tile in logits.split(size):
+    for tile in torch.split(logits, size):
         missing = size - len(tile)
         found.append(function(F.pad(tile, (0, 0, 0, missing)) if missing else tile))
     return torch.cat(found)[: len(logits)]
