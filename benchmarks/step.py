@@ -5,7 +5,8 @@
 Equal requests run to their end twice. First each step is timed in turn with the bare pass of the
 very same packed rows and head rows, on tensors that already lie on the device: `beyond` is the
 median share of the step that is not that pass. Then the parts of a step are timed by themselves.
-The prompt is not text, so that a threshold is rarely reached and a request has many steps. A second
+On a CPU with one thread the time is that of the thread, so that neighbours on the machine do not
+count; else it is the wall's. The prompt is not text, so that a threshold is rarely reached and a request has many steps. A second
 model is random, with few layers and LLaDA-8B's vocabulary: there head and decoding are the step.
 """
 
@@ -60,14 +61,11 @@ _LARGE = shapes.Shape(vocab=126_464, hidden=256, intermediate=768)
 
 
 class Stopwatch:
-    """Seconds spent in named parts, each without the parts inside it.
+    """Seconds spent in named parts, each without the parts inside it. now: seconds of a clock."""
 
-    wait: for the device, so that a part's time is its own.
-    """
-
-    def __init__(self, wait: Callable[[], None]) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self.spent_s: dict[str, float] = defaultdict(float)
-        self._wait = wait
+        self._now = now
         self._inside: list[str] = []
         self._since = 0.0
 
@@ -94,8 +92,7 @@ class Stopwatch:
         return lambda: setattr(owner, attribute, inner)
 
     def _note(self) -> None:
-        self._wait()
-        now = time.perf_counter()
+        now = self._now()
         if self._inside:
             self.spent_s[self._inside[-1]] += now - self._since
         self._since = now
@@ -161,8 +158,9 @@ def _bare_pass(engine: Engine) -> Callable[[], object]:
 
 
 def _parts(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
-    """Mean milliseconds of each part of a step, and of pickling its report for the server."""
-    watch = Stopwatch(lambda: _wait(engine))
+    """Median milliseconds of each part of a step, and of pickling its report for the server."""
+    now = _clock(engine)
+    watch = Stopwatch(now)
     undo = [
         watch.around(owner, attribute, name)
         for owner, attribute, name in (
@@ -186,37 +184,45 @@ def _parts(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
         body.register_forward_hook(lambda *_: watch.leave()),
     ]
     undo += [hook.remove for hook in hooks]
-    pickle_s, report_bytes, steps = 0.0, 0, 0
+    parts: dict[str, list[float]] = defaultdict(list)
+    report_bytes: list[int] = []
     try:
         _add(engine, params, num_rows)
         while engine.has_work:
+            watch.spent_s.clear()
             events = engine.step()
-            steps += 1
-            begin = time.perf_counter()
+            for name in PHASES:
+                parts[name].append(watch.spent_s[name] * 1e3)
+            begin = now()
             told = pickle.dumps(StepReport(tuple(events), engine.statistics))
-            pickle_s += time.perf_counter() - begin
-            report_bytes += len(told)
+            parts["report"].append((now() - begin) * 1e3)
+            report_bytes.append(len(told))
     finally:
         for restore in undo:
             restore()
     return {
-        **{name: watch.spent_s[name] / steps * 1e3 for name in PHASES},
-        "report": pickle_s / steps * 1e3,
-        "report bytes": report_bytes // steps,
+        **{name: statistics.median(found) for name, found in parts.items()},
+        "report bytes": int(statistics.median(report_bytes)),
     }
 
 
 def _timed_ms(engine: Engine, work: Callable[[], object]) -> float:
-    _wait(engine)
-    begin = time.perf_counter()
+    now = _clock(engine)
+    begin = now()
     work()
-    _wait(engine)
-    return (time.perf_counter() - begin) * 1e3
+    return (now() - begin) * 1e3
 
 
-def _wait(engine: Engine) -> None:
+def _clock(engine: Engine) -> Callable[[], float]:
+    """Seconds, when all work so far is done."""
     if engine.model.device.type == "cuda":
-        torch.cuda.synchronize()
+        return _cuda_clock
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def _cuda_clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def measure_all(engine: Engine, name: str, row_counts: list[int], tokens: int) -> list[report.Row]:
