@@ -139,10 +139,10 @@ def _beside_bare(
     while engine.has_work:
         bare = _bare_pass(engine)
         if len(step_ms) % 2:
-            bare_ms.append(_timed_ms(engine, bare))
-        step_ms.append(_timed_ms(engine, engine.step))
+            bare_ms.append(timed_ms(engine, bare))
+        step_ms.append(timed_ms(engine, engine.step))
         if len(bare_ms) < len(step_ms):
-            bare_ms.append(_timed_ms(engine, bare))
+            bare_ms.append(timed_ms(engine, bare))
     return step_ms, bare_ms
 
 
@@ -206,7 +206,8 @@ def _parts(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
     }
 
 
-def _timed_ms(engine: Engine, work: Callable[[], object]) -> float:
+def timed_ms(engine: Engine, work: Callable[[], object]) -> float:
+    """What the work takes until the device has done it."""
     now = _clock(engine)
     begin = now()
     work()

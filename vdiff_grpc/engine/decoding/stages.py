@@ -58,10 +58,13 @@ def guide_(logits: Tensor, guidance: Guidance) -> None:
 
     Source: ML-GSAI/LLaDA generate.py b7e6c35.
     """
-    blind = logits[guidance.unconditional]
-    seeing = logits[guidance.conditional]
-    scale = (guidance.scale + 1).unsqueeze(1)
-    logits[guidance.conditional] = blind + scale * (seeing - blind)
+    size = tile_rows(logits)
+    for begin in range(0, len(guidance.scale), size):
+        part = slice(begin, begin + size)
+        conditional = guidance.conditional[part]
+        blind, seeing = logits[guidance.unconditional[part]], logits[conditional]
+        scale = (guidance.scale[part] + 1).unsqueeze(1)
+        logits[conditional] = blind + scale * (seeing - blind)
 
 
 def ban_(logits: Tensor, banned_ids: Tensor, end_ids: Tensor, rows_without_end: Tensor) -> Tensor:
