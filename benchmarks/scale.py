@@ -139,6 +139,12 @@ def _beside_arithmetic(rows: list[report.Row], lines: list[str]) -> list[report.
     return done
 
 
+def page(rows: Sequence[report.Row]) -> str:
+    """The table of docs/step-results.md."""
+    columns = ("line", "size", "step ms", "predicted ms", "growth", "beyond")
+    return report.markdown(rows, columns)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=5, help="of each size")

@@ -1,8 +1,8 @@
 """Where a step's time goes, and what it takes beyond the bare forward pass.
 
-    python -m benchmarks.step [--model PATH] [--rows 1 4 16 32] [--json FILE] [--page FILE]
+    python -m benchmarks.step [--model PATH] [--rows 1 4 16 32] [--json FILE]
 
-Equal requests run to their end twice. First each step is timed in turn with the bare pass of the
+Equal requests take some steps, twice. First each step is timed in turn with the bare pass of the
 very same packed rows and head rows, on tensors that already lie on the device: `beyond` is the
 median share of the step that is not that pass. Then the parts of a step are timed by themselves.
 On a CPU with one thread the time is that of the thread, so that neighbours on the machine do not
@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ class Stopwatch:
 
     def around(self, owner: object, attribute: str, name: str) -> Callable[[], None]:
         """Times a function of an object or a module from now on. Returns what undoes it."""
-        inner = getattr(owner, attribute)
+        inner, held = getattr(owner, attribute), attribute in vars(owner)
 
         def timed(*args: Any, **named: Any) -> Any:
             self.enter(name)
@@ -89,7 +89,9 @@ class Stopwatch:
                 self.leave()
 
         setattr(owner, attribute, timed)
-        return lambda: setattr(owner, attribute, inner)
+        if held:
+            return lambda: setattr(owner, attribute, inner)
+        return lambda: delattr(owner, attribute)
 
     def _note(self) -> None:
         now = self._now()
@@ -98,11 +100,11 @@ class Stopwatch:
         self._since = now
 
 
-def measure(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
-    """`num_rows` requests at once, to their end, twice. Times in milliseconds."""
+def measure(engine: Engine, params: RequestParams, num_rows: int, num_steps: int) -> report.Row:
+    """`num_rows` requests at once, twice. Times in milliseconds."""
     assert engine.info.attention is AttentionPattern.FULL, "the bare pass would fill a cache"
     before = engine.statistics
-    step_ms, bare_ms = _beside_bare(engine, params, num_rows)
+    step_ms, bare_ms = _beside_bare(engine, params, num_rows, num_steps)
     after = engine.statistics
     tokens = after.committed_tokens - before.committed_tokens
     forwards = after.forward_passes - before.forward_passes
@@ -116,7 +118,7 @@ def measure(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
         "step ms": statistics.median(step_ms),
         "bare ms": statistics.median(bare_ms),
         "beyond": statistics.median(shares),
-        **_parts(engine, params, num_rows),
+        **_parts(engine, params, num_rows, num_steps),
     }
 
 
@@ -128,21 +130,27 @@ def _add(engine: Engine, params: RequestParams, num_rows: int) -> None:
         engine.add(key, resolve(request, engine.info, engine.limits, engine.tokenizer))
 
 
+def _end(engine: Engine, num_rows: int) -> None:
+    for key in range(num_rows):
+        engine.abort(key)
+
+
 def _beside_bare(
-    engine: Engine, params: RequestParams, num_rows: int
+    engine: Engine, params: RequestParams, num_rows: int, num_steps: int
 ) -> tuple[list[float], list[float]]:
     """[steps] milliseconds of each step and of its bare pass, which comes first every other time."""
     _add(engine, params, num_rows)
     engine.step()
     step_ms: list[float] = []
     bare_ms: list[float] = []
-    while engine.has_work:
+    while engine.has_work and len(step_ms) < num_steps:
         bare = _bare_pass(engine)
         if len(step_ms) % 2:
             bare_ms.append(timed_ms(engine, bare))
         step_ms.append(timed_ms(engine, engine.step))
         if len(bare_ms) < len(step_ms):
             bare_ms.append(timed_ms(engine, bare))
+    _end(engine, num_rows)
     return step_ms, bare_ms
 
 
@@ -157,7 +165,7 @@ def _bare_pass(engine: Engine) -> Callable[[], object]:
     return lambda: model.logits(token_ids, position_ids, packed.layout, head)
 
 
-def _parts(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
+def _parts(engine: Engine, params: RequestParams, num_rows: int, num_steps: int) -> report.Row:
     """Median milliseconds of each part of a step, and of pickling its report for the server."""
     now = _clock(engine)
     watch = Stopwatch(now)
@@ -188,7 +196,7 @@ def _parts(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
     report_bytes: list[int] = []
     try:
         _add(engine, params, num_rows)
-        while engine.has_work:
+        while engine.has_work and len(report_bytes) < num_steps:
             watch.spent_s.clear()
             events = engine.step()
             for name in PHASES:
@@ -200,6 +208,7 @@ def _parts(engine: Engine, params: RequestParams, num_rows: int) -> report.Row:
     finally:
         for restore in undo:
             restore()
+        _end(engine, num_rows)
     return {
         **{name: statistics.median(found) for name, found in parts.items()},
         "report bytes": int(statistics.median(report_bytes)),
@@ -226,19 +235,21 @@ def _cuda_clock() -> float:
     return time.perf_counter()
 
 
-def measure_all(engine: Engine, name: str, row_counts: list[int], tokens: int) -> list[report.Row]:
+def measure_all(
+    engine: Engine, name: str, row_counts: list[int], num_steps: int
+) -> list[report.Row]:
     """Every strategy at temperature 0 and 1, at each number of rows."""
     rows = []
     for num_rows in row_counts:
         for strategy_name, strategy in STRATEGIES.items():
             for temperature in (0.0, 1.0):
                 params = RequestParams(
-                    max_new_tokens=tokens,
+                    max_new_tokens=64,
                     temperature=temperature,
                     strategy=strategy,
                     ignore_eos=True,
                 )
-                found = measure(engine, params, num_rows)
+                found = measure(engine, params, num_rows, num_steps)
                 rows.append(
                     {"model": name, "strategy": strategy_name, "T": int(temperature), **found}
                 )
@@ -246,17 +257,23 @@ def measure_all(engine: Engine, name: str, row_counts: list[int], tokens: int) -
     return rows
 
 
+def page(rows: Sequence[report.Row]) -> str:
+    """The tables of docs/step-results.md."""
+    setting = ("model", "rows", "strategy", "T")
+    whole = report.markdown(rows, (*setting, "tokens/s", "step ms", "bare ms", "beyond"))
+    parts = [row for row in rows if row["rows"] in (4, 16)]
+    return f"{whole}\n{report.markdown(parts, (*setting, *PHASES, 'report'))}"
+
+
 def main() -> None:
     arguments = _arguments()
     engine = _engine(arguments.model, arguments)
-    rows = measure_all(engine, Path(arguments.model).name, arguments.rows, arguments.tokens)
+    rows = measure_all(engine, Path(arguments.model).name, arguments.rows, arguments.steps)
     with tempfile.TemporaryDirectory() as folder:
         engine = _engine(str(shapes.write(Path(folder), _LARGE)), arguments)
-        rows += measure_all(
-            engine, "large vocabulary", arguments.large_rows, arguments.large_tokens
-        )
+        rows += measure_all(engine, "large vocabulary", arguments.large_rows, arguments.steps)
     print(report.table(rows))
-    report.write(arguments.json, rows, tokens=arguments.tokens)
+    report.write(arguments.json, rows, steps=arguments.steps)
 
 
 def _engine(path: str, arguments: argparse.Namespace) -> Engine:
@@ -269,10 +286,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     demo = str(resources.files("vdiff_grpc") / "assets" / "demo")
     parser.add_argument("--model", default=demo, help="checkpoint folder; the embedded model")
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens per request")
+    parser.add_argument("--steps", type=int, default=24, help="of each setting")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16, 32], help="at once")
-    parser.add_argument("--large-tokens", type=int, default=32, help="of the large vocabulary")
-    parser.add_argument("--large-rows", type=int, nargs="*", default=[4], help="there, at once")
+    parser.add_argument(
+        "--large-rows", type=int, nargs="*", default=[4], help="at once, of the large vocabulary"
+    )
     parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's choice")
     parser.add_argument("--json", default="", help="write the figures here, too")
