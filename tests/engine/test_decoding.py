@@ -20,6 +20,7 @@ from vdiff_grpc.engine.decoding.stages import (
     filtered,
     guide_,
     normaliser,
+    normaliser_and_entropy,
     tile_rows,
 )
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
@@ -172,6 +173,8 @@ def test_a_normaliser_and_a_draw_are_the_same_alone_and_among_others() -> None:
             sampling([0] * 32, [1.0] * 32, 0.7), noise=address.noise.part(rows)
         )
         assert torch.equal(normaliser(logits[rows], banned[rows]), among[rows])
+        both = normaliser_and_entropy(logits[rows], banned[rows])
+        assert torch.equal(both[0], among[rows])
         assert torch.equal(draw(logits[rows], alone, CounterNoise()), drawn[rows])
 
 

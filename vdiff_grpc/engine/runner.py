@@ -17,7 +17,15 @@ from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.columns import Columns, Ints, Variant
 from vdiff_grpc.engine.decoding.registry import RULES, rule_of
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
-from vdiff_grpc.engine.decoding.stages import Guidance, Sampling, ban_, draw, guide_, normaliser
+from vdiff_grpc.engine.decoding.stages import (
+    Guidance,
+    Sampling,
+    ban_,
+    draw,
+    guide_,
+    normaliser,
+    normaliser_and_entropy,
+)
 from vdiff_grpc.engine.models.loader import LoadedModel
 from vdiff_grpc.engine.models.row_model import RowModel
 from vdiff_grpc.engine.packing import Fill, PackedStep, pack
@@ -156,7 +164,11 @@ class Runner:
             packed.without_end(),
         )
         banned = ban_(logits, self._banned_ids, self._end_ids, without_end)
-        log_sums = normaliser(logits, banned)
+        entropies = None
+        if any(rule_of(s).wants_entropy for s in packed.sequences):
+            log_sums, entropies = normaliser_and_entropy(logits, banned)
+        else:
+            log_sums = normaliser(logits, banned)
         tokens = draw(logits, self._sampling(packed), self.noise)
         likelihood = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
         confidence = (likelihood - log_sums).exp_()
@@ -170,6 +182,7 @@ class Runner:
             current=current,
             positions=positions,
             variants=numbers,
+            entropy=None if entropies is None else entropies[:count],
         )
         return candidates, rows
 

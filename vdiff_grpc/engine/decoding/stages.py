@@ -88,6 +88,12 @@ def normaliser(logits: Tensor, banned: Tensor) -> Tensor:
     return torch.logaddexp(in_tiles(_logsumexp, logits), banned.logsumexp(dim=-1))
 
 
+def normaliser_and_entropy(logits: Tensor, banned: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, in one look at the logits: the same numbers as each by itself."""
+    sums, entropies = in_tiles(_logsumexp_and_entropy, logits).unbind(1)
+    return torch.logaddexp(sums, banned.logsumexp(dim=-1)), entropies
+
+
 def draw(logits: Tensor, sampling: Sampling | None, noise: Noise) -> Tensor:
     """[num_rows] token ids: the most likely, or by Gumbel-max where temperature > 0.
 
@@ -129,7 +135,7 @@ def filtered(
 
 def entropy(logits: Tensor) -> Tensor:
     """[num_rows] float32, nats. logits: [num_rows, vocab_size], -inf where banned."""
-    return in_tiles(_entropy, logits)
+    return in_tiles(_logsumexp_and_entropy, logits)[:, 1]
 
 
 def tile_rows(logits: Tensor) -> int:
@@ -142,7 +148,7 @@ def tile_rows(logits: Tensor) -> int:
 
 
 def in_tiles(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """[num_rows] what the function makes of [n, vocab_size], each tile filled up to the same n.
+    """[num_rows, ...] what the function makes of [n, vocab_size], with one n for all tiles.
 
     How torch reduces a row depends on how many rows there are: on a GPU on their number, on CPU
     on whether it is 1, which threads then share.
@@ -160,13 +166,16 @@ def _logsumexp(tile: Tensor) -> Tensor:
     return tile.amax(dim=-1) - tile.softmax(dim=-1).amax(dim=-1).log_()
 
 
-def _entropy(tile: Tensor) -> Tensor:
-    """sum of p * (most - l) and ln sum exp(l - most): nothing is negative, nothing cancels."""
+def _logsumexp_and_entropy(tile: Tensor) -> Tensor:
+    """[n, 2]. The entropy is the sum of p * (most - l) and ln sum exp(l - most): no term is
+    negative, and nothing cancels.
+    """
     probabilities = tile.softmax(dim=-1)
-    below = tile.amax(dim=-1, keepdim=True) - tile
-    below.clamp_(max=_FAR)  # banned: not 0 * inf
-    most = probabilities.amax(dim=-1)
-    return probabilities.mul_(below).sum(dim=-1) - most.log_()
+    most = tile.amax(dim=-1)
+    log_share = probabilities.amax(dim=-1).log_()
+    below = (most.unsqueeze(1) - tile).clamp_(max=_FAR)  # banned: not 0 * inf
+    entropies = probabilities.mul_(below).sum(dim=-1) - log_share
+    return torch.stack([most - log_share, entropies], dim=1)
 
 
 def _parts(sampling: Sampling, size: int) -> Iterator[Sampling]:
