@@ -59,7 +59,7 @@ test-all: check browser
 	$(BIN)/pytest
 
 bench: install
-	$(BIN)/python -m benchmarks.quick
+	$(BIN)/python -m benchmarks.step
 
 # What the container images are built from, to the hash; for the Dockerfile's Python. The CPU lock
 # wants PyTorch's CPU index in TORCH_CPU, as an index's --extra-index-url or a folder's --find-links.

@@ -37,6 +37,13 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
+def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Some of the rows' columns as a table of a page."""
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[_text(row[name]) for name in columns] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def write(path: str, rows: Sequence[Row], **more: Any) -> None:
     """JSON beside the table; nothing when no path is given."""
     if path:

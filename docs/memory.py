@@ -14,20 +14,16 @@ from pathlib import Path
 import torch
 import transformers
 
+from vdiff_grpc.engine.decoding.stages import TILE_BYTES
 from vdiff_grpc.engine.models.checkpoint import Config
 from vdiff_grpc.engine.models.loader import _native_config
 from vdiff_grpc.engine.models.registry import find_family
 from vdiff_grpc.engine.types import AttentionPattern, EngineConfig
 
-# float32 copies of [head rows, vocabulary] at a step's peak.
-COPIES = {
-    "argmax": 2,
-    "default": 4,
-    "dream_schedule": 5,
-    "temperature": 5.25,
-    "klass": 6,
-    "top_p or top_k": 9,
-}
+# float32 copies of [head rows, vocabulary] at a step's peak; half of one is the network's own in
+# bfloat16. klass keeps one from step to step.
+COPIES = {"all but klass": 1.5, "klass": 3.1}
+TILE_COPIES = 8  # of a tile of the decoding stages, at their peak: top_p or top_k
 _HALF, _FLOAT = 2, 4
 _DEFAULTS = EngineConfig("")
 
@@ -92,6 +88,7 @@ def main() -> None:
         (f"weights, {sizes.parameters / 1e9:.2f} billion in bfloat16", sizes.weight_bytes),
         (f"activations of {tokens} packed tokens", tokens * sizes.token_bytes),
         (f"caches of {tokens} kept tokens", tokens * sizes.kept_bytes),
+        ("tiles of the decoding stages", TILE_COPIES * TILE_BYTES),
         *(
             (f"logits of {rows} positions, {name}", sizes.logits_bytes(rows, copies))
             for rows in (usual, tokens)

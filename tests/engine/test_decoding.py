@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,17 @@ from tests.engine.tools import GOLDEN, finished, run, tiny_engine
 from vdiff_grpc.engine.decoding.confidence_threshold import ConfidenceThresholdRule
 from vdiff_grpc.engine.decoding.fixed_schedule import FixedScheduleRule
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
-from vdiff_grpc.engine.decoding.stages import Guidance, Sampling, ban_, draw, filtered, guide_
+from vdiff_grpc.engine.decoding.stages import (
+    Guidance,
+    Sampling,
+    ban_,
+    draw,
+    filtered,
+    guide_,
+    normaliser,
+    normaliser_and_entropy,
+    tile_rows,
+)
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 from vdiff_grpc.engine.strategies import (
     AdaptiveParallel,
@@ -138,6 +150,39 @@ def test_equal_logits_go_to_the_lower_id() -> None:
     assert draw(logits, None, CounterNoise()).tolist() == [0] * 16
     drawn = draw(logits, sampling([1] * 16, [1.0] * 16), CounterNoise())
     assert drawn.tolist() == [0] * 16
+
+
+def test_confidence_is_normalised_over_what_is_banned_too() -> None:
+    logits = 9 * torch.randn(32, 1003, generator=torch.Generator().manual_seed(0))
+    logits[3, 5] = logits[4, 7] = 300.0  # a banned id, and a banned end, nearly certain
+    expected = logits.double().logsumexp(-1)
+    banned = ban_(logits, torch.tensor([5, 11]), torch.tensor([7]), torch.tensor([2, 4]))
+    assert torch.isfinite(logits[:, 7]).sum() == 30
+    assert normaliser(logits, banned).double() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_normaliser_and_a_draw_are_the_same_alone_and_among_others() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(96, 33027)
+    banned = logits[:, :0]
+    address = sampling([0] * 96, [1.0] * 96, 0.7)
+    among, drawn = normaliser(logits, banned), draw(logits, address, CounterNoise())
+    for begin in (0, 32, 64):
+        rows = slice(begin, begin + 32)
+        alone = dataclasses.replace(
+            sampling([0] * 32, [1.0] * 32, 0.7), noise=address.noise.part(rows)
+        )
+        assert torch.equal(normaliser(logits[rows], banned[rows]), among[rows])
+        both = normaliser_and_entropy(logits[rows], banned[rows])
+        assert torch.equal(both[0], among[rows])
+        assert torch.equal(draw(logits[rows], alone, CounterNoise()), drawn[rows])
+
+
+def test_a_tile_is_a_power_of_two_rows_that_fit_a_cache() -> None:
+    widths = (97, 4_096, 20_000, 126_464, 10_000_000)
+    assert [tile_rows(torch.empty(0, width)) for width in widths] == [32, 32, 8, 2, 2]
+    wide = torch.empty(0, 126_464, device="meta")
+    assert tile_rows(wide) == 128
 
 
 def test_guidance_moves_away_from_the_unconditional_row() -> None:

@@ -94,6 +94,7 @@ def select(logits: torch.Tensor, segments: list[int], bounds: list[float]) -> li
         current=zeros,
         positions=torch.arange(count),
         variants=zeros,
+        entropy=entropy(logits),
     )
     group = Group((), torch.tensor(segments), torch.tensor(bounds).unsqueeze(1))
     return EntropyBoundRule().select(group, candidates).tolist()

@@ -6,10 +6,12 @@ import dataclasses
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from vdiff_grpc.engine.auxiliary import Auxiliary
@@ -47,6 +49,8 @@ from vdiff_grpc.engine.validation import limits_for, resolve
 from vdiff_grpc.errors import DeadlineError, EngineFaultError, QueueTimeoutError, VdiffError
 
 logger = logging.getLogger(__name__)
+
+_UNMASK = int(Action.UNMASK)
 
 
 def _fill(config: EngineConfig, limits: EngineLimits, positions: int, device: torch.device) -> Fill:
@@ -128,7 +132,7 @@ class Engine:
         self._spent: list[Spent] = []
         self._marks: list[Mark] = []
         self.timing: Timing | None = None
-        self._counts = Statistics()
+        self._counts: Counter[str] = Counter()
 
     @property
     def has_work(self) -> bool:
@@ -136,8 +140,8 @@ class Engine:
 
     @property
     def statistics(self) -> Statistics:
-        return dataclasses.replace(
-            self._counts,
+        return Statistics(
+            **self._counts,
             running_rows=len(self.scheduler.running),
             waiting_rows=len(self.scheduler.waiting),
             cache_tokens=self.scheduler.reservations.num_held_tokens,
@@ -259,7 +263,7 @@ class Engine:
         for temperature in (0.0, 1.0):
             heated = dataclasses.replace(params, temperature=temperature)
             self.generate(Request(TokensPrompt(prompt), heated))
-        self._counts = Statistics()
+        self._counts.clear()
 
     def _apply(self, result: RowStep) -> list[tuple[int, Event]]:
         """Applies one row's logical steps and tells what its caller wants to hear."""
@@ -270,7 +274,7 @@ class Engine:
         events: list[Event] = []
         for changes in result.steps:
             row.apply(changes)
-            self._count(committed_tokens=int((changes.actions == Action.UNMASK).sum()))
+            self._count(committed_tokens=int(np.count_nonzero(changes.actions == _UNMASK)))
             done = rule.is_block_done(row)
             row.settle(block_done=done)
             if opened.is_watched:
@@ -388,10 +392,8 @@ class Engine:
         return [(key, Failed(error)) for key in keys]
 
     def _count(self, **more: int) -> None:
-        counts = self._counts
-        self._counts = dataclasses.replace(
-            counts, **{name: getattr(counts, name) + value for name, value in more.items()}
-        )
+        for name, value in more.items():
+            self._counts[name] += value
 
     def _banned_ids(self) -> list[int]:
         """The mask, ids that the checkpoint suppresses, and ids that stand for no token."""

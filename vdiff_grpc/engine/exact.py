@@ -24,5 +24,7 @@ def whole_rows(count: int) -> int:
 def stable(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     """An elementwise function of rows, each number by the same formula whatever their count."""
     count = len(values)
+    if count % ROWS == 0:
+        return function(values)
     padding = [0, 0] * (values.dim() - 1) + [0, whole_rows(count) - count]
     return function(F.pad(values, padding))[:count]

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vdiff_grpc.engine.attention import FULL, AttentionLayout
-from vdiff_grpc.engine.columns import Ints, Status, Variant
+from vdiff_grpc.engine.columns import Bools, Ints, Status, Variant
 from vdiff_grpc.engine.exact import ROWS, whole_rows
 from vdiff_grpc.engine.rng import NoiseRows
-from vdiff_grpc.engine.sequence import Sequence
+from vdiff_grpc.engine.sequence import Sequence, State
 
 FILLER_LENGTH = 128  # of a segment of filler: attention to it stays cheap
 
@@ -131,13 +132,17 @@ class PackedStep:
 
     def without_end(self) -> Ints:
         """Candidates that may not be an end token."""
-        if not any(sequence.bans_end.any() for sequence in self.sequences):
-            return np.zeros(0, dtype=np.int64)
+        banning = [row for row, s in enumerate(self.sequences) if s.bans_any_end]
         banned = np.zeros(len(self.rows), dtype=np.bool_)
-        for row, sequence in enumerate(self.sequences):
-            mine = self.rows == row
-            banned[mine] = sequence.bans_end[self.positions[mine]]
+        bounds = self.bounds().tolist()
+        for row in banning:
+            mine = slice(bounds[row], bounds[row + 1])
+            banned[mine] = self.sequences[row].bans_end[self.positions[mine]]
         return np.flatnonzero(banned)
+
+    def bounds(self) -> Ints:
+        """[num_sequences + 1] where each one's candidates begin, and the last one's end."""
+        return np.searchsorted(self.rows, np.arange(len(self.sequences) + 1))
 
 
 def pack(
@@ -149,30 +154,30 @@ def pack(
 ) -> PackedStep:
     """Packs one step of every sequence, given what each computes. pages: that nothing is asked of."""
     twins: list[Variant] = []
-    columns: list[list[Ints]] = []
+    current: list[Ints] = []
+    states: list[npt.NDArray[np.uint8]] = []
+    lines: list[tuple[int, int, int, int, int]] = []  # of each variant
+    counts: list[int] = []
     guided: list[Ints] = []
     num_candidates = 0
     for row, (sequence, plan) in enumerate(zip(sequences, plans, strict=True)):
+        block = sequence.block_positions()
+        first, last = int(block[0]), int(block[-1])
         for number, variant in enumerate(plan):
-            count = len(variant.positions)
-            columns.append(
-                [
-                    np.full(count, row),
-                    variant.positions,
-                    np.full(count, number),
-                    np.full(count, variant.noise_step),
-                    _status(sequence, variant),
-                    sequence.ids[variant.positions],
-                ]
-            )
+            positions = variant.positions
+            current.append(sequence.ids[positions])
+            states.append(sequence.state[positions])
+            lines.append((row, number, variant.noise_step, first, last))
+            counts.append(len(positions))
             if sequence.is_guided:
                 twins.append(sequence.blind(variant))
-                guided.append(np.arange(num_candidates, num_candidates + count))
-            num_candidates += count
+                guided.append(np.arange(num_candidates, num_candidates + len(positions)))
+            num_candidates += len(positions)
     variants = [variant for plan in plans for variant in plan] + twins + list(pages)
-    columns.append([np.zeros(0, dtype=np.int64)] * 6)
-    joined = [np.concatenate(column).astype(np.int64) for column in zip(*columns, strict=True)]
-    rows, positions, numbers, steps, status, current = joined
+    columns = np.array(lines, dtype=np.int64).reshape(-1, 5).T
+    rows, numbers, steps, firsts, lasts = np.repeat(columns, np.array(counts, np.int64), axis=1)
+    positions = _joined([variant.positions for plan in plans for variant in plan])
+    in_block = (firsts <= positions) & (positions <= lasts)
     return PackedStep(
         sequences=tuple(sequences),
         variants=tuple(variants),
@@ -181,9 +186,9 @@ def pack(
         positions=positions,
         numbers=numbers,
         steps=steps,
-        status=status,
-        current=current,
-        guided=np.concatenate(guided) if guided else np.zeros(0, dtype=np.int64),
+        status=_status(_joined(states), in_block),
+        current=_joined(current),
+        guided=_joined(guided),
         forwards=tuple(
             sum(variant.forwards for variant in plan) * sequence.num_streams
             for sequence, plan in zip(sequences, plans, strict=True)
@@ -195,8 +200,14 @@ def pack(
     )
 
 
-def _status(sequence: Sequence, variant: Variant) -> Ints:
-    """A position that only a variant of the canvas fills is still masked."""
-    masked = np.isin(variant.positions, sequence.masked_in_block())
-    committed = np.isin(variant.positions, sequence.committed_in_block())
-    return np.select([masked, committed], [Status.MASKED, Status.COMMITTED], Status.AHEAD)
+def _status(states: npt.NDArray[np.uint8], in_block: Bools) -> Ints:
+    """Of Status. A position that only a variant of the canvas fills is still masked."""
+    status = np.full(len(states), int(Status.AHEAD), dtype=np.int64)
+    status[in_block & (states == int(State.MASKED))] = int(Status.MASKED)
+    status[in_block & (states == int(State.COMMITTED))] = int(Status.COMMITTED)
+    return status
+
+
+def _joined(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """One after the other; of whole numbers where there is none."""
+    return np.concatenate(columns) if columns else np.zeros(0, dtype=np.int64)

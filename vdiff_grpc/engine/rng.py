@@ -44,6 +44,10 @@ class NoiseRows:
     steps: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
 
+    def part(self, lines: slice) -> NoiseRows:
+        """Some of the addresses."""
+        return NoiseRows(self.seeds[lines], self.steps[lines], self.positions[lines])
+
     def keys(self, purpose: Purpose) -> npt.NDArray[np.uint64]:
         """One 64-bit key per position."""
         with np.errstate(over="ignore"):
@@ -90,9 +94,10 @@ class CounterNoise:
         _lowbias32_(x)
         # x read as unsigned h: u = (h + 1/2) / 2^32 in (0, 1). -ln(1 - u) keeps its precision
         # where it is small, which is the end that decides an argmax.
-        u = x.to(torch.float32).add_(x < 0, alpha=2.0**32).add_(0.5).mul_(2.0**-32)
-        u.clamp_(max=1 - 2.0**-24)  # the highest h round up to 1
-        return u.neg_().log1p_().neg_()[:, :vocab_size]
+        below_0 = (x >> 31).to(torch.float32)  # -1 or 0: several times faster than x < 0
+        u = x.to(torch.float32).sub_(below_0, alpha=2.0**32).add_(0.5).mul_(-(2.0**-32))
+        u.clamp_(min=-(1 - 2.0**-24))  # the highest h round up to 1
+        return u.log1p_().neg_()[:, :vocab_size]
 
     def order_uniforms(self, rows: NoiseRows) -> npt.NDArray[np.float32]:
         keys = rows.keys(Purpose.ORDER)
@@ -105,7 +110,9 @@ class CounterNoise:
 
 def _lowbias32_(x: Tensor) -> None:
     """In place on int32. Multiplication wraps; the shifts are made logical by a mask."""
+    shifted = torch.empty_like(x)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32)), (16, None)):
-        x ^= (x >> shift) & ((1 << (32 - shift)) - 1)
+        torch.bitwise_right_shift(x, shift, out=shifted)
+        x ^= shifted.bitwise_and_((1 << (32 - shift)) - 1)
         if factor is not None:
             x *= factor

@@ -14,10 +14,18 @@ import torch
 from torch import Tensor
 
 from vdiff_grpc.engine.auxiliary import Auxiliary
-from vdiff_grpc.engine.columns import Columns, Variant
+from vdiff_grpc.engine.columns import Columns, Ints, Variant
 from vdiff_grpc.engine.decoding.registry import RULES, rule_of
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
-from vdiff_grpc.engine.decoding.stages import Guidance, Sampling, ban_, draw, guide_
+from vdiff_grpc.engine.decoding.stages import (
+    Guidance,
+    Sampling,
+    ban_,
+    draw,
+    guide_,
+    normaliser,
+    normaliser_and_entropy,
+)
 from vdiff_grpc.engine.models.loader import LoadedModel
 from vdiff_grpc.engine.models.row_model import RowModel
 from vdiff_grpc.engine.packing import Fill, PackedStep, pack
@@ -123,18 +131,16 @@ class Runner:
         if isinstance(self.model, RowModel):
             return self.model.row_logits(packed.variants)
         tokens = packed.tokens
-        return self.model.logits(
-            self._to_device(tokens.token_ids),
-            self._to_device(tokens.position_ids),
-            tokens.layout,
-            self._to_device(tokens.head),
+        token_ids, position_ids, head = self._columns_to_device(
+            tokens.token_ids, tokens.position_ids, tokens.head
         )
+        return self.model.logits(token_ids, position_ids, tokens.layout, head)
 
     def _decode(self, packed: PackedStep, logits: Tensor) -> list[RowStep]:
         if len(packed.guided):
             guide_(logits, self._guidance(packed))
             logits = logits[: self.fill.head(packed.num_candidates)]
-        candidates = self._candidates(packed, logits)
+        candidates, lines = self._candidates(packed, logits)
         actions = torch.zeros_like(candidates.token_ids)
         for kind, members in groupby(
             range(len(packed.sequences)), lambda row: type(packed.sequences[row].params.strategy)
@@ -149,32 +155,45 @@ class Runner:
             parameters = np.array(rule.parameters(sequences), dtype=np.float32)
             group = Group(
                 sequences,
-                self._to_device(packed.rows[begin:end] - rows[0]),
+                lines[begin:end] - rows[0],
                 self._to_device(parameters.reshape(len(sequences), -1)),
             )
             actions[begin:end] = rule.select(group, part)
         return self._to_host(packed, candidates, actions)
 
-    def _candidates(self, packed: PackedStep, logits: Tensor) -> Candidates:
-        """The stages that all rules share."""
+    def _candidates(self, packed: PackedStep, logits: Tensor) -> tuple[Candidates, Tensor]:
+        """The stages that all rules share; and the row of each candidate."""
         count = packed.num_candidates
-        normaliser = logits.logsumexp(dim=-1)
-        without_end = self._to_device(packed.without_end())
-        ban_(logits, self._banned_ids, self._end_ids, without_end)
+        rows, status, current, positions, numbers, without_end = self._columns_to_device(
+            packed.rows,
+            packed.status,
+            packed.current,
+            packed.positions,
+            packed.numbers,
+            packed.without_end(),
+        )
+        banned = ban_(logits, self._banned_ids, self._end_ids, without_end)
+        entropies = None
+        if any(rule_of(s).wants_entropy for s in packed.sequences):
+            log_sums, entropies = normaliser_and_entropy(logits, banned)
+        else:
+            log_sums = normaliser(logits, banned)
         tokens = draw(logits, self._sampling(packed), self.noise)
         likelihood = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        confidence = (likelihood - normaliser).exp_()
-        return Candidates(
+        confidence = (likelihood - log_sums).exp_()
+        candidates = Candidates(
             logits=logits[:count],
-            normaliser=normaliser[:count],
+            normaliser=log_sums[:count],
             token_ids=tokens[:count],
             confidence=confidence[:count],
             order=self._order(packed),
-            status=self._to_device(packed.status),
-            current=self._to_device(packed.current),
-            positions=self._to_device(packed.positions),
-            variants=self._to_device(packed.numbers),
+            status=status,
+            current=current,
+            positions=positions,
+            variants=numbers,
+            entropy=None if entropies is None else entropies[:count],
         )
+        return candidates, rows
 
     def _score(self, packed: PackedStep, part: Candidates, begin: int, end: int) -> Candidates:
         """With the auxiliary model's opinion of a slice of candidates, and their noise."""
@@ -250,16 +269,18 @@ class Runner:
             values -= candidates.normaliser.unsqueeze(1)
             columns += [*ids.int().unbind(1), *values.view(torch.int32).unbind(1)]
         host = torch.stack(columns).cpu().numpy()
-        bounds = np.searchsorted(packed.rows, np.arange(len(packed.sequences) + 1))
+        chosen, tokens = host[:2].astype(np.int64)
+        confidences = host[2].view(np.float32)
+        bounds = packed.bounds().tolist()
         steps = []
         for row, sequence in enumerate(packed.sequences):
             mine = slice(bounds[row], bounds[row + 1])
             proposals = Columns(
                 packed.numbers[mine],
                 packed.positions[mine],
-                host[1, mine].astype(np.int64),
-                host[2, mine].view(np.float32),
-                host[0, mine].astype(np.int64),
+                tokens[mine],
+                confidences[mine],
+                chosen[mine],
             )
             if sequence.params.top_logprobs:
                 proposals = proposals.with_top(
@@ -273,6 +294,16 @@ class Runner:
             except Exception as error:
                 steps.append(RowStep(sequence, [], forwards, computed, error))
         return steps
+
+    def _columns_to_device(self, *columns: Ints) -> tuple[Tensor, ...]:
+        """One copy for all."""
+        if self.model.device.type == "cpu":
+            return tuple(map(torch.from_numpy, columns))
+        joined = torch.from_numpy(np.concatenate(columns))
+        if self.model.device.type == "cuda":
+            joined = joined.pin_memory()  # the copy then need not be waited for
+        sent = joined.to(self.model.device, non_blocking=True)
+        return sent.split_with_sizes([len(column) for column in columns])
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(self.model.device, non_blocking=True)

@@ -47,6 +47,10 @@ class State(enum.IntEnum):
     COMMITTED = 3
 
 
+# Plain numbers: an enum's member is looked up slowly (Python 3.11), which counts at every step.
+_MASKED, _COMMITTED = int(State.MASKED), int(State.COMMITTED)
+_UNMASK, _REVISE, _REMASK = int(Action.UNMASK), int(Action.REVISE), int(Action.REMASK)
+
 _SPAN_STATES = {
     SpanKind.PROMPT: State.PROMPT,
     SpanKind.FROZEN: State.FROZEN,
@@ -93,6 +97,8 @@ class Sequence:
         self.commit_steps: Ints = np.zeros(len(self.ids), dtype=np.int64)
         self.top_tokens: dict[int, TopTokens] = {}
         self.bans_end = self._positions_without_end()
+        self.bans_any_end = bool(self.bans_end.any())
+        self._masked: Ints | None = None
         hole_ends = np.cumsum([s.length for s in request.spans if s.kind is SpanKind.HOLE])
         ends = set(self.params.stop_token_ids)
         if not self.params.ignore_eos:
@@ -174,11 +180,13 @@ class Sequence:
 
     def masked_in_block(self) -> Ints:
         """Canvas positions of the active block that are still masked, ascending."""
-        return self._in_state(self.block_positions(), State.MASKED)
+        if self._masked is None:
+            self._masked = self._in_state(self.block_positions(), _MASKED)
+        return self._masked
 
     def committed_in_block(self) -> Ints:
         """Canvas positions of the active block that are filled, ascending."""
-        return self._in_state(self.block_positions(), State.COMMITTED)
+        return self._in_state(self.block_positions(), _COMMITTED)
 
     @property
     def steps_in_block(self) -> int:
@@ -235,15 +243,15 @@ class Sequence:
     def apply(self, changes: Columns) -> None:
         """One logical step's changes to the canvas. Counts the step in its block."""
         positions, actions = changes.positions, changes.actions
-        unmask, remask = actions == Action.UNMASK, actions == Action.REMASK
-        expected = np.where(unmask, State.MASKED, State.COMMITTED)
-        assert (self.state[positions] == expected).all(), "masks are filled, the filled changed"
-        self.ids[positions] = np.where(remask, self.mask_token_id, changes.token_ids)
-        self.state[positions] = np.where(remask, State.MASKED, State.COMMITTED)
-        self.confidences[positions] = np.where(remask, 0, changes.confidences)
+        if (actions == _UNMASK).all():
+            assert (self.state[positions] == _MASKED).all(), "masks are filled"
+            self.ids[positions] = changes.token_ids
+            self.state[positions] = _COMMITTED
+            self.confidences[positions] = changes.confidences
+        else:
+            self._change(changes)
         self.commit_steps[positions] = self.step
-        self.num_remasked += int(remask.sum())
-        self.num_revised += int((actions == Action.REVISE).sum())
+        self._masked = None
         if self.params.top_logprobs:
             self._keep_top(changes)
         if len(positions) and not self.first_commit_ns:
@@ -258,7 +266,7 @@ class Sequence:
             settled = block.stop if block_done else block.start
         while self.text.num_pushed < settled and not self.finished:
             position = int(self.generated[self.text.num_pushed])
-            if self.state[position] != State.COMMITTED:
+            if self.state[position] != _COMMITTED:
                 return
             self.text.push(*self._column(position))
 
@@ -338,12 +346,25 @@ class Sequence:
             self.top_tokens.get(position),
         )
 
-    def _in_state(self, positions: Ints, state: State) -> Ints:
+    def _in_state(self, positions: Ints, state: int) -> Ints:
         found: Ints = positions[self.state[positions] == state]
         return found
 
+    def _change(self, changes: Columns) -> None:
+        """Fills masks, and replaces what is filled or masks it again."""
+        positions, actions = changes.positions, changes.actions
+        remask = actions == _REMASK
+        expected = np.where(actions == _UNMASK, _MASKED, _COMMITTED)
+        assert (self.state[positions] == expected).all(), "masks are filled, the filled changed"
+        self.ids[positions] = np.where(remask, self.mask_token_id, changes.token_ids)
+        self.state[positions] = np.where(remask, _MASKED, _COMMITTED)
+        self.confidences[positions] = np.where(remask, 0, changes.confidences)
+        self.num_remasked += int(remask.sum())
+        self.num_revised += int((actions == _REVISE).sum())
+
     def _enter_block(self, block: int) -> None:
         self.block = block
+        self._masked = None
         self._block_masks = len(self.masked_in_block())
         self.step_in_block = 0
         for lease in self.leases.values():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, strategy_of
-from vdiff_grpc.engine.decoding.stages import entropy, filtered
+from vdiff_grpc.engine.decoding.stages import entropy, filtered, tile_rows
 from vdiff_grpc.engine.exact import stable
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import DreamOrder, DreamSchedule
@@ -67,10 +67,15 @@ def _scores(group: Group, candidates: Candidates) -> Tensor:
     wanted = {strategy_of(row, DreamSchedule).order for row in group.rows} - {DreamOrder.ORIGIN}
     if not wanted:
         return scores
-    logits = filtered(candidates.logits, temperature, top_k, top_p, some=group.filters)
-    for kind in wanted:
-        found = _scores_by(kind, logits, candidates.token_ids)
-        scores = torch.where(order == _ORDERS.index(kind), found, scores)
+    size = tile_rows(candidates.logits)
+    for begin in range(0, len(scores), size):
+        tile = slice(begin, begin + size)
+        limits = temperature[tile], top_k[tile], top_p[tile]
+        logits = filtered(candidates.logits[tile], *limits, some=group.filters)
+        for kind in wanted:
+            found = _scores_by(kind, logits, candidates.token_ids[tile])
+            asked = order[tile] == _ORDERS.index(kind)
+            scores[tile] = torch.where(asked, found, scores[tile])
     return scores
 
 

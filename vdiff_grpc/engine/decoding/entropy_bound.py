@@ -14,7 +14,6 @@ from collections.abc import Sequence as Rows
 from torch import Tensor
 
 from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, strategy_of
-from vdiff_grpc.engine.decoding.stages import entropy
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import EntropyBound
 
@@ -34,12 +33,14 @@ class EntropyBoundRule(Rule):
     """
 
     name = EntropyBound.NAME
+    wants_entropy = True
 
     def parameters(self, rows: Rows[Sequence]) -> list[list[float]]:
         return [[strategy_of(row, EntropyBound).bound] for row in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
-        entropies = entropy(candidates.logits)
+        entropies = candidates.entropy
+        assert entropies is not None
         sums = group.sums_before(group.ranks(-entropies), (entropies / _UNIT).long())
         bound = (group.of_positions(0) / _UNIT).long()
         return (sums <= bound) * int(Action.UNMASK)

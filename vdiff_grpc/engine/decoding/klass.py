@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vdiff_grpc.engine.columns import Ints
 from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, Variant, strategy_of
+from vdiff_grpc.engine.decoding.stages import tile_rows
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import Klass
 from vdiff_grpc.engine.types import AttentionPattern
@@ -99,16 +100,17 @@ class KlassRule(Rule):
 def _calm(row: Sequence, now: Tensor, num_masked: int) -> Tensor:
     """[n] as in _Past. now: [n, vocab_size], log-probabilities of this call; masks come first."""
     masked, past = row.masked_in_block(), row.memory
+    same, calm = None, torch.zeros(num_masked, dtype=torch.int64, device=now.device)
     if isinstance(past, _Past) and np.isin(masked, past.positions).all():
         same = torch.from_numpy(np.searchsorted(past.positions, masked)).to(now.device)
-        before, calm = past.log_probabilities[same], past.calm[same]
-    else:
-        before = torch.full_like(now[:num_masked], _LOWEST)
-        calm = torch.zeros(num_masked, dtype=torch.int64, device=now.device)
-    mine = now[:num_masked]
-    divergence = (mine.exp() * (mine - before)).sum(dim=-1)
-    calm = torch.where(divergence < strategy_of(row, Klass).kl_threshold, calm + 1, 0)
-    return F.pad(calm, (0, len(now) - num_masked))
+        calm = past.calm[same]
+    size, divergences = tile_rows(now), []
+    for begin in range(0, num_masked, size):
+        mine = now[begin : min(begin + size, num_masked)]
+        before = _LOWEST if same is None else past.log_probabilities[same[begin : begin + size]]
+        divergences.append((mine.exp() * (mine - before)).sum(dim=-1))
+    still = torch.cat(divergences) < strategy_of(row, Klass).kl_threshold
+    return F.pad(torch.where(still, calm + 1, 0), (0, len(now) - num_masked))
 
 
 def _wanted(row: Sequence) -> Ints:

@@ -7,6 +7,7 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,7 @@ class Candidates:
     that stands before the position and the row's drawn tokens. Only for `scores_proposals`.
     gumbel: [num_candidates, vocab_size] temperature times the Gumbel noise that drew token_ids;
     0 at temperature 0. Only for `scores_proposals`.
+    entropy: [num_candidates] in nats, untempered, of what is not banned. Only for `wants_entropy`.
     """
 
     logits: Tensor
@@ -68,6 +70,7 @@ class Candidates:
     variants: Tensor
     auxiliary: Tensor | None = None
     gumbel: Tensor | None = None
+    entropy: Tensor | None = None
 
     @property
     def is_masked(self) -> Tensor:
@@ -89,6 +92,7 @@ class Candidates:
             self.current[begin:end],
             self.positions[begin:end],
             self.variants[begin:end],
+            entropy=None if self.entropy is None else self.entropy[begin:end],
         )
 
     def scored(self, auxiliary: Tensor, gumbel: Tensor) -> Candidates:
@@ -154,11 +158,13 @@ class Rule:
 
     name: the case of the contract's `strategy`.
     scores_proposals: wants Candidates.auxiliary and Candidates.gumbel.
+    wants_entropy: wants Candidates.entropy.
     noisy_canvas: what is masked is computed as uniform random tokens.
     """
 
     name: str
     scores_proposals: bool = False
+    wants_entropy: bool = False
     noisy_canvas: bool = False
 
     def begin(self, row: Sequence) -> None:
@@ -188,7 +194,7 @@ class Rule:
 
     def settle(self, row: Sequence, proposals: Columns) -> list[Columns]:
         """On the host: the logical steps that this forward pass gives, each its changes."""
-        return [proposals.take(proposals.actions != Action.KEEP)]
+        return [proposals.take(np.flatnonzero(proposals.actions))]  # KEEP is 0
 
     def is_block_done(self, row: Sequence) -> bool:
         """Asked when a step's changes have been applied; `step_in_block` counts it already."""
