@@ -7,18 +7,32 @@ with a cache attends to what the cache holds before its own tokens.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from vdiff_grpc.engine.caches.row_cache import RowCache
+from vdiff_grpc.engine.kernels.masks import CAUSAL, FULL, MaskRule, block_causal, mask_of, shadow
+from vdiff_grpc.engine.kernels.registry import attend
+from vdiff_grpc.engine.kernels.segments import SDPA, Segments
+
+__all__ = [
+    "BACKEND",
+    "CAUSAL",
+    "FULL",
+    "AttentionLayout",
+    "MaskRule",
+    "block_causal",
+    "mask_of",
+    "ragged_attention",
+    "register",
+    "shadow",
+]
 
 BACKEND = "vdiff_ragged"
 
@@ -26,85 +40,15 @@ BACKEND = "vdiff_ragged"
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "cross_attention")
 
 
-class MaskKind(enum.Enum):
-    FULL = "full"
-    CAUSAL = "causal"
-    BLOCK_CAUSAL = "block_causal"
-    SHADOW = "shadow"
-
-
-@dataclass(frozen=True, slots=True)
-class MaskRule:
-    """Which keys of its own segment a query sees.
-
-    block: of BLOCK_CAUSAL, counted from canvas position 0.
-    shadowed: of SHADOW, the index of the token that each of the last tokens stands for.
-    """
-
-    kind: MaskKind
-    block: int = 0
-    shadowed: tuple[int, ...] = ()
-
-    def allows(self, query: Tensor, key: Tensor) -> Tensor:
-        """query [q, 1], key [1, k]: indices in the segment, what is cached included."""
-        match self.kind:
-            case MaskKind.FULL:
-                return torch.ones(query.shape[0], key.shape[1], dtype=torch.bool)
-            case MaskKind.CAUSAL:
-                return key <= query
-            case MaskKind.BLOCK_CAUSAL:
-                return key // self.block <= query // self.block
-            case MaskKind.SHADOW:
-                return self._shadow(query, key)
-
-    def sees_all(self, num_q: int, num_k: int) -> bool:
-        """Whether the last num_q of num_k tokens see all of them."""
-        match self.kind:
-            case MaskKind.FULL:
-                return True
-            case MaskKind.CAUSAL:
-                return num_q == 1
-            case MaskKind.BLOCK_CAUSAL:  # one block: it sees itself and all before
-                return (num_k - num_q) // self.block == (num_k - 1) // self.block
-            case MaskKind.SHADOW:
-                return False
-
-    def _shadow(self, query: Tensor, key: Tensor) -> Tensor:
-        """Canvas sees canvas; a shadow sees everything but the token it stands for."""
-        canvas = key.shape[1] - len(self.shadowed)
-        own = torch.full((query.shape[0], 1), -1)
-        own[canvas:, 0] = torch.tensor(self.shadowed)
-        return torch.where(query < canvas, key < canvas, key != own)
-
-
-FULL = MaskRule(MaskKind.FULL)
-CAUSAL = MaskRule(MaskKind.CAUSAL)
-
-
-def block_causal(block: int) -> MaskRule:
-    """A token sees its own block of so many tokens and those before."""
-    return MaskRule(MaskKind.BLOCK_CAUSAL, block=block)
-
-
-def shadow(shadowed: Sequence[int]) -> MaskRule:
-    """The segment's last tokens each stand for an earlier one, which they do not see."""
-    return MaskRule(MaskKind.SHADOW, shadowed=tuple(shadowed))
-
-
 @dataclass(frozen=True, slots=True)
 class AttentionLayout:
     """How packed tokens fall into segments. A segment attends to itself and its cache only.
 
-    cu_q: [num_segments + 1] offsets. rules, caches: one per segment.
-    merge: neighbouring segments of one shape may share a kernel call.
-    masks: those that this step's layers share, as they are made.
+    segments: what is kept in a cache counts among a segment's keys. caches: one per segment.
     """
 
-    cu_q: tuple[int, ...]
-    rules: tuple[MaskRule, ...]
+    segments: Segments
     caches: tuple[RowCache | None, ...]
-    merge: bool = True
-    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of_lengths(
@@ -114,46 +58,27 @@ class AttentionLayout:
         caches: Sequence[RowCache | None] = (),
         *,
         merge: bool = True,
+        backends: tuple[str, ...] = (SDPA,),
     ) -> AttentionLayout:
-        """Segments of these lengths, one after the other."""
+        """Segments of these lengths, one after the other. backends: as in Segments."""
         held = tuple(caches) or (None,) * len(rules)
-        return cls((0, *accumulate(lengths)), tuple(rules), held, merge)
+        cu_q = (0, *accumulate(lengths))
+        kept = (0 if cache is None else cache.length for cache in held)
+        cu_k = (0, *accumulate(map(sum, zip(lengths, kept, strict=True))))
+        return cls(Segments(cu_q, cu_k, tuple(rules), merge, backends), held)
 
-    def length(self, segment: int) -> int:
-        return self.cu_q[segment + 1] - self.cu_q[segment]
-
-    def runs(self) -> list[tuple[int, int]]:
-        """Segments (first, end) that are computed in one call."""
-        found: list[tuple[int, int]] = []
-        first = 0
-        for i in range(1, len(self.rules) + 1):
-            if i == len(self.rules) or not self._alike(i, first):
-                found.append((first, i))
-                first = i
-        return found
-
-    def visible(
-        self, segment: int, num_q: int, num_k: int, window: int | None, device: torch.device
-    ) -> tuple[bool, Tensor | None]:
-        """What a kernel is told: whether attention is plainly causal, else a mask if it needs one."""
-        rule = self.rules[segment]
-        if window is None or window >= num_k:
-            if rule.sees_all(num_q, num_k):
-                return False, None
-            if rule == CAUSAL and num_q == num_k:
-                return True, None
-        if (segment, window) not in self.masks:
-            self.masks[segment, window] = mask_of(rule, num_q, num_k, window).to(device)
-        return False, self.masks[segment, window]
-
-    def _alike(self, i: int, j: int) -> bool:
-        return (
-            self.merge
-            and self.caches[i] is None
-            and self.caches[j] is None
-            and self.rules[i] == self.rules[j]
-            and self.length(i) == self.length(j)
-        )
+    def with_kept(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, [num_k, kv_heads, head_dim], and what caches keep of it."""
+        keys, values = [], []
+        for i, cache in enumerate(self.caches):
+            mine = slice(self.segments.cu_q[i], self.segments.cu_q[i + 1])
+            k, v = key[mine], value[mine]
+            if cache is not None:
+                k, v = (x.transpose(0, 1).unsqueeze(0) for x in (k, v))
+                k, v = (x[0].transpose(0, 1) for x in cache.extend(layer, k, v))
+            keys.append(k)
+            values.append(v)
+        return torch.cat(keys), torch.cat(values)
 
 
 def ragged_attention(
@@ -176,50 +101,10 @@ def ragged_attention(
     for name in _UNSUPPORTED:
         if others.get(name) is not None:
             raise NotImplementedError(f"attention with {name} is not computed by {BACKEND}")
-    grouped = query.shape[1] != key.shape[1]
-    parts = []
-    for first, end in layout.runs():
-        count = end - first
-        begin, stop = layout.cu_q[first], layout.cu_q[end]
-        q, k, v = (_segments(x, begin, stop, count) for x in (query, key, value))
-        cache = layout.caches[first]
-        if cache is not None:
-            k, v = cache.extend(int(module.layer_idx), k, v)  # type: ignore[arg-type]
-        causal, mask = layout.visible(first, q.shape[2], k.shape[2], sliding_window, q.device)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=grouped
-        )
-        # [count, heads, length, dim] -> [count * length, heads, dim]
-        parts.append(out.transpose(1, 2).flatten(0, 1))
-    packed = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return packed.unsqueeze(0), None
-
-
-def _segments(packed: Tensor, begin: int, end: int, count: int) -> Tensor:
-    """[1, heads, T, dim] -> [count, heads, length, dim], a view."""
-    _, heads, _, dim = packed.shape
-    length = (end - begin) // count
-    return packed[0, :, begin:end].view(heads, count, length, dim).transpose(0, 1)
-
-
-def mask_of(rule: MaskRule, num_q: int, num_k: int, window: int | None = None) -> Tensor:
-    """[num_q, num_k] bool: which keys a query sees. The last num_q of the num_k tokens ask."""
-    query = torch.arange(num_k - num_q, num_k).unsqueeze(1)
-    key = torch.arange(num_k).unsqueeze(0)
-    allowed = rule.allows(query, key)
-    if window is not None:
-        allowed &= _in_window(rule, query, key, window)
-    return allowed
-
-
-def _in_window(rule: MaskRule, query: Tensor, key: Tensor, window: int) -> Tensor:
-    """Layers pass an exclusive window: one-sided where causal, else to both sides."""
-    if rule.shadowed:  # a shadow stands where its token stands
-        places = torch.arange(key.shape[1])
-        places[-len(rule.shadowed) :] = torch.tensor(rule.shadowed)
-        query, key = places[query], places[key]
-    distance = query - key
-    return (distance if rule.kind is MaskKind.CAUSAL else distance.abs()) < window
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    if any(cache is not None for cache in layout.caches):
+        key, value = layout.with_kept(int(module.layer_idx), key, value)  # type: ignore[arg-type]
+    return attend(query, key, value, layout.segments, scaling, sliding_window).unsqueeze(0), None
 
 
 def _no_mask(*_: object, **__: object) -> None:

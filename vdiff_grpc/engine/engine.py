@@ -46,18 +46,22 @@ from vdiff_grpc.errors import DeadlineError, EngineFaultError, QueueTimeoutError
 logger = logging.getLogger(__name__)
 
 
-def _fill(config: EngineConfig, limits: EngineLimits, positions: int, device: torch.device) -> Fill:
+def _fill(
+    config: EngineConfig, limits: EngineLimits, positions: int, model: loader.LoadedModel
+) -> Fill:
     """The shape of a step: constant on request, else as small as the promise allows.
 
     On CPU with several threads attention splits a batch of segments otherwise than one.
-    positions: that the model knows.
+    positions: that the model knows. Raises CheckpointError: see LoadedModel.backends.
     """
+    backends = model.backends(config.attention, batch_invariant=config.batch_invariant)
+    logger.info("attention on %s: %s", model.device, ", then ".join(backends))
     filler = min(FILLER_LENGTH, positions)
     if config.batch_invariant:
         step = limits.max_step_tokens
-        return Fill(step, step, filler_length=filler, merge=False)
-    alone = device.type == "cpu" and torch.get_num_threads() > 1
-    return Fill(filler_length=filler, merge=not alone)
+        return Fill(step, step, filler_length=filler, merge=False, backends=backends)
+    alone = model.device.type == "cpu" and torch.get_num_threads() > 1
+    return Fill(filler_length=filler, merge=not alone, backends=backends)
 
 
 @dataclass(slots=True)
@@ -97,12 +101,12 @@ class Engine:
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
         self.model = loader.load(config.model_path, config.device, config.dtype)
-        fill = _fill(config, self.limits, self.info.max_positions, self.model.device)
+        fill = _fill(config, self.limits, self.info.max_positions, self.model)
         auxiliary = None
         if config.aux_model_path:
             model = loader.load(config.aux_model_path, config.device, config.dtype)
             positions = self.info.auxiliary_positions
-            auxiliary = Auxiliary(model, _fill(config, self.limits, positions, self.model.device))
+            auxiliary = Auxiliary(model, _fill(config, self.limits, positions, model))
         self.runner = Runner(self.model, self.info, self._banned_ids(), noise, fill, auxiliary)
         self.scheduler = Scheduler(
             self.limits.max_running_rows, self.limits.max_waiting_rows, self.limits.max_step_tokens
