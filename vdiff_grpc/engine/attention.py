@@ -75,7 +75,8 @@ class AttentionLayout:
             k, v = key[mine], value[mine]
             if cache is not None:
                 k, v = (x.transpose(0, 1).unsqueeze(0) for x in (k, v))
-                k, v = (x[0].transpose(0, 1) for x in cache.extend(layer, k, v))
+                # copied: a row's next variant writes to the same places
+                k, v = (x[0].transpose(0, 1).clone() for x in cache.extend(layer, k, v))
             keys.append(k)
             values.append(v)
         return torch.cat(keys), torch.cat(values)
