@@ -89,8 +89,13 @@ class Engine:
     as the step's own fault. timing: of the last step; None when nothing was computed in it.
     """
 
-    def __init__(self, config: EngineConfig, noise: Noise | None = None) -> None:
-        """Loads tokenizer and weights. Raises CheckpointError."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        noise: Noise | None = None,
+        model: loader.LoadedModel | None = None,
+    ) -> None:
+        """Loads tokenizer and weights, unless a model is given. Raises CheckpointError."""
         if config.threads:
             torch.set_num_threads(config.threads)
         self.info = registry.describe(
@@ -100,7 +105,7 @@ class Engine:
         )
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
-        self.model = loader.load(config.model_path, config.device, config.dtype)
+        self.model = model or loader.load(config.model_path, config.device, config.dtype)
         fill = _fill(config, self.limits, self.info.max_positions, self.model)
         auxiliary = None
         if config.aux_model_path:
