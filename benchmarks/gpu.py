@@ -274,6 +274,7 @@ def fast_dllm(
     finally:
         sys.path.pop(0)
     settings = theirs.LLaDAConfig(**config)
+    settings.use_cache = False  # transformers 5 drops it
     sizes = theirs.create_model_config_from_pretrained_config(settings)
     sizes.init_device = "meta"
     network = theirs.LLaDAModelLM(settings, theirs.LLaDAModel(sizes, init_params=False))
