@@ -28,13 +28,20 @@ def test_everything_the_engine_can_be_told_is_an_option() -> None:
     options = {option.name for option in fields(ServerConfig)}
     engines = {option.name for option in fields(EngineConfig)}
     assert engines - options == {"model_path", "aux_model_path", "served_names"}
-    changed = ServerConfig(batch_invariant=True, threads=3, max_n=2).engine_config()
-    assert (changed.batch_invariant, changed.threads, changed.max_n) == (True, 3, 2)
+    told = {"attention": "flex", "batch_invariant": True, "threads": 3, "max_n": 2}
+    changed = ServerConfig(**told).engine_config()
+    assert {name: getattr(changed, name) for name in told} == told
 
 
 def test_every_flag_is_a_variable_too() -> None:
     values = {"str": "x", "int": "7", "float": "7", "bool": "off", "tuple": "a,b"}
-    special = {"device": "cuda:1", "dtype": "float16", "log_format": "json", "log_level": "debug"}
+    special = {
+        "device": "cuda:1",
+        "dtype": "float16",
+        "attention": "varlen",
+        "log_format": "json",
+        "log_level": "debug",
+    }
     for option in fields(ServerConfig):
         text = special.get(option.name, values[type(option.default).__name__])
         if option.name == "max_message_bytes":

@@ -45,7 +45,7 @@ ONLY: dict[str, tuple[str, ...]] = {
 
 # Inside the engine: a file's rank; it imports what has a lower one, or stands in its own folder.
 ENGINE_ORDER = (
-    ("strategies", "exact", "caches"),
+    ("strategies", "exact", "caches", "kernels"),
     ("types", "attention"),
     ("rng", "tokenizer", "messages", "columns", "pulse", "pace"),
     ("text", "models", "prompts", "blocks"),

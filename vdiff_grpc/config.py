@@ -94,6 +94,15 @@ class ServerConfig:
         _ENGINE.dtype, "numbers of the weights", "auto", "float32", "bfloat16", "float16"
     )
     threads: int = _option(_ENGINE.threads, "CPU threads of the model; 0: one per core")
+    attention: str = _choice(
+        _ENGINE.attention,
+        "what computes attention: auto (varlen where it works, else sdpa), sdpa, or on CUDA varlen "
+        "(torch's FlashAttention over packed rows) or flex (FlexAttention, compiled when first used)",
+        "auto",
+        "sdpa",
+        "varlen",
+        "flex",
+    )
     batch_invariant: bool = _option(
         _ENGINE.batch_invariant,
         "compute every step in one constant shape, max_step_tokens: what keeps answers bit-equal "
@@ -223,6 +232,7 @@ class ServerConfig:
             device=self.device,
             dtype=self.dtype,
             threads=self.threads,
+            attention=self.attention,
             batch_invariant=self.batch_invariant,
             max_running_rows=self.max_running_rows,
             max_waiting_rows=self.max_waiting_rows,

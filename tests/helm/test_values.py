@@ -46,6 +46,7 @@ OTHERS = {
     "served_model_name": ["one", "two"],
     "device": "cuda:1",
     "dtype": "bfloat16",
+    "attention": "varlen",
     "log_level": "warning",
     "log_format": "json",
     "server": "10.0.0.1:1,10.0.0.2:1",

@@ -53,20 +53,24 @@ logger = logging.getLogger(__name__)
 _UNMASK = int(Action.UNMASK)
 
 
-def _fill(config: EngineConfig, limits: EngineLimits, positions: int, device: torch.device) -> Fill:
+def _fill(
+    config: EngineConfig, limits: EngineLimits, positions: int, model: loader.LoadedModel
+) -> Fill:
     """The shape of a step: constant on request, else as small as the promise allows.
 
     On CPU with several threads attention splits a batch of segments otherwise than one.
-    positions: that the model knows.
+    positions: that the model knows. Raises CheckpointError: see LoadedModel.backends.
     """
+    backends = model.backends(config.attention, batch_invariant=config.batch_invariant)
+    logger.info("attention on %s: %s", model.device, ", then ".join(backends))
     filler = min(FILLER_LENGTH, positions)
     if config.batch_invariant:
         step = limits.max_step_tokens
-        if config.max_prompt_tokens and limits.max_cache_tokens:
+        if limits.max_cache_tokens:
             step += config.max_prompt_tokens
-        return Fill(step, step, filler_length=filler, merge=False)
-    alone = device.type == "cpu" and torch.get_num_threads() > 1
-    return Fill(filler_length=filler, merge=not alone)
+        return Fill(step, step, filler_length=filler, merge=False, backends=backends)
+    alone = model.device.type == "cpu" and torch.get_num_threads() > 1
+    return Fill(filler_length=filler, merge=not alone, backends=backends)
 
 
 @dataclass(slots=True)
@@ -94,8 +98,13 @@ class Engine:
     as the step's own fault. timing: of the last step; None when nothing was computed in it.
     """
 
-    def __init__(self, config: EngineConfig, noise: Noise | None = None) -> None:
-        """Loads tokenizer and weights. Raises CheckpointError."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        noise: Noise | None = None,
+        model: loader.LoadedModel | None = None,
+    ) -> None:
+        """Loads tokenizer and weights, unless a model is given. Raises CheckpointError."""
         if config.threads:
             torch.set_num_threads(config.threads)
         self.info = registry.describe(
@@ -106,15 +115,14 @@ class Engine:
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
         kept = 0 if self.info.attention is AttentionPattern.CANVAS else self.limits.max_cache_tokens
-        model = loader.load(config.model_path, config.device, config.dtype)
+        model = model or loader.load(config.model_path, config.device, config.dtype)
         self.model = model.reserving(kept)
-        fill = _fill(config, self.limits, self.info.max_positions, self.model.device)
+        fill = _fill(config, self.limits, self.info.max_positions, self.model)
         auxiliary, beside = None, auxiliary_tokens(config, self.info)
         if config.aux_model_path:
-            model = loader.load(config.aux_model_path, config.device, config.dtype)
-            positions = self.info.auxiliary_positions
-            fitting = _fill(config, self.limits, positions, self.model.device)
-            auxiliary = Auxiliary(model.reserving(beside), fitting)
+            other = loader.load(config.aux_model_path, config.device, config.dtype)
+            fitting = _fill(config, self.limits, self.info.auxiliary_positions, other)
+            auxiliary = Auxiliary(other.reserving(beside), fitting)
         self.runner = Runner(self.model, self.info, self._banned_ids(), noise, fill, auxiliary)
         self.scheduler = Scheduler(
             self.limits.max_running_rows,

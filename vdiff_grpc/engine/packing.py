@@ -17,6 +17,7 @@ import numpy.typing as npt
 from vdiff_grpc.engine.attention import FULL, AttentionLayout
 from vdiff_grpc.engine.columns import Bools, Ints, Status, Variant
 from vdiff_grpc.engine.exact import ROWS, whole_rows
+from vdiff_grpc.engine.kernels.segments import SDPA
 from vdiff_grpc.engine.rng import NoiseRows
 from vdiff_grpc.engine.sequence import Sequence, State
 
@@ -28,13 +29,14 @@ class Fill:
     """Shape that packed rows are filled up to.
 
     filler_length: of a segment of filler, at most the model's positions.
-    merge: as in AttentionLayout.
+    merge, backends: as in Segments.
     """
 
     min_tokens: int = ROWS
     min_head: int = ROWS
     filler_length: int = FILLER_LENGTH
     merge: bool = True
+    backends: tuple[str, ...] = (SDPA,)
 
     def tokens(self, count: int) -> int:
         """Tokens of a step that needs `count`."""
@@ -84,6 +86,7 @@ def pack_variants(variants: Rows[Variant], filler_id: int, fill: Fill) -> Packed
             [v.rule for v in variants] + [FULL] * num_filler,
             [None if v.kept is None else v.kept.window() for v in variants] + [None] * num_filler,
             merge=fill.merge,
+            backends=fill.backends,
         ),
         head,
     )

@@ -398,6 +398,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
+    attention: str = "auto"
     batch_invariant: bool = False
     max_running_rows: int = 32
     max_waiting_rows: int = 256

@@ -19,6 +19,7 @@ from vdiff_grpc.engine import attention
 from vdiff_grpc.engine.attention import FULL, AttentionLayout
 from vdiff_grpc.engine.caches.key_values import KeyValues, Measure, Window
 from vdiff_grpc.engine.exact import ROWS
+from vdiff_grpc.engine.kernels.registry import Place, choose
 from vdiff_grpc.engine.models import probe, weights
 from vdiff_grpc.engine.models.checkpoint import Config
 from vdiff_grpc.engine.models.family import Family
@@ -66,6 +67,20 @@ class LoadedModel:
         """Columns of the logits; may be more than the vocabulary."""
         embeddings: nn.Embedding = self.network.get_input_embeddings()  # type: ignore[operator]
         return embeddings.num_embeddings
+
+    def backends(self, wanted: str, *, batch_invariant: bool) -> tuple[str, ...]:
+        """Of attention, as in Segments. Raises CheckpointError where `wanted` does not work."""
+        config: Any = self.network.config
+        heads = config.num_attention_heads
+        place = Place(
+            self.device,
+            self.dtype,
+            heads,
+            getattr(config, "num_key_value_heads", None) or heads,
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+            batch_invariant,
+        )
+        return choose(wanted, place)
 
     @torch.inference_mode()
     def logits(

@@ -1,0 +1,1 @@
+"""Attention over packed segments: one function, several backends."""
