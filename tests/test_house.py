@@ -49,7 +49,7 @@ ENGINE_ORDER = (
     ("types", "attention"),
     ("rng", "tokenizer", "messages", "columns", "pulse", "pace"),
     ("text", "models", "prompts"),
-    ("strategy_checks", "sequence"),
+    ("strategy_checks", "sequence", "parallel"),
     ("validation", "decoding", "packing", "scheduler", "told", "faults"),
     ("auxiliary",),
     ("runner",),

@@ -94,6 +94,11 @@ class ServerConfig:
         _ENGINE.dtype, "numbers of the weights", "auto", "float32", "bfloat16", "float16"
     )
     threads: int = _option(_ENGINE.threads, "CPU threads of the model; 0: one per core")
+    tensor_parallel_size: int = _option(
+        _ENGINE.tensor_parallel_size,
+        "processes that the weights are split over, each on a GPU of its own; or all on the CPU",
+        minimum=1,
+    )
     batch_invariant: bool = _option(
         _ENGINE.batch_invariant,
         "compute every step in one constant shape, max_step_tokens: what keeps answers bit-equal "
@@ -206,6 +211,7 @@ class ServerConfig:
             device=self.device,
             dtype=self.dtype,
             threads=self.threads,
+            tensor_parallel_size=self.tensor_parallel_size,
             batch_invariant=self.batch_invariant,
             max_running_rows=self.max_running_rows,
             max_waiting_rows=self.max_waiting_rows,

@@ -19,6 +19,8 @@ from vdiff_grpc.engine.messages import Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.pace import Pace
 from vdiff_grpc.engine.packing import FILLER_LENGTH, Fill
+from vdiff_grpc.engine.parallel import model as parallel
+from vdiff_grpc.engine.parallel.ranks import RankLostError
 from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import RowStep, Runner
 from vdiff_grpc.engine.scheduler import Scheduler
@@ -85,8 +87,17 @@ class Engine:
     as the step's own fault. timing: of the last step; None when nothing was computed in it.
     """
 
-    def __init__(self, config: EngineConfig, noise: Noise | None = None) -> None:
-        """Loads tokenizer and weights. Raises CheckpointError."""
+    def __init__(
+        self,
+        config: EngineConfig,
+        noise: Noise | None = None,
+        on_lost: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """Loads tokenizer and weights. Raises CheckpointError.
+
+        on_lost: told, from another thread, why one of a model's several processes has ended: no
+        step is possible then.
+        """
         if config.threads:
             torch.set_num_threads(config.threads)
         self.info = registry.describe(
@@ -96,7 +107,7 @@ class Engine:
         )
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
-        self.model = loader.load(config.model_path, config.device, config.dtype)
+        self.model = parallel.load(config, self.info, on_lost)
         fill = _fill(config, self.limits, self.info.max_positions, self.model.device)
         auxiliary = None
         if config.aux_model_path:
@@ -115,6 +126,10 @@ class Engine:
         self._marks: list[Mark] = []
         self.timing: Timing | None = None
         self._counts = Statistics()
+
+    def close(self) -> None:
+        """Ends the other processes of a model over several; the engine is of no more use."""
+        self.model.close()
 
     @property
     def has_work(self) -> bool:
@@ -188,7 +203,7 @@ class Engine:
         try:
             self.before_step(rows)
             results = self.runner.step(rows)
-        except (torch.AcceleratorError, torch.OutOfMemoryError, MemoryError):
+        except (torch.AcceleratorError, torch.OutOfMemoryError, MemoryError, RankLostError):
             raise
         except Exception:
             return events + self._fail(rows)

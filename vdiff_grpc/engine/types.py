@@ -386,6 +386,7 @@ class EngineConfig:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
+    tensor_parallel_size: int = 1
     batch_invariant: bool = False
     max_running_rows: int = 32
     max_waiting_rows: int = 256

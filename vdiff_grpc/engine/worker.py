@@ -6,6 +6,7 @@ never waits on the pipe: a thread sends, another receives. Imports no torch unti
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -70,13 +71,27 @@ def run_loop(config: EngineConfig, inbox: Inbox, send: Send, pulse: Pulse) -> No
 
     A failed load is reported as ERROR, and so is what leaves the device unusable.
     """
+    with contextlib.ExitStack() as ends:
+        _run(config, inbox, send, pulse, ends)
+
+
+def _run(
+    config: EngineConfig, inbox: Inbox, send: Send, pulse: Pulse, ends: contextlib.ExitStack
+) -> None:
     send(StateChanged(EngineState.LOADING))
+
+    def lost(reason: str) -> None:
+        """Of a process that holds a part of the model; from a thread of its own."""
+        send(StateChanged(EngineState.ERROR, reason))
+        inbox.put(Shutdown())
+
     try:
         from vdiff_grpc.engine.engine import Engine
         from vdiff_grpc.engine.faults import Faults
 
         faults = Faults.from_environment(os.environ)
-        engine = Engine(config)
+        engine = Engine(config, on_lost=lost)
+        ends.callback(engine.close)
         send(StateChanged(EngineState.WARMING_UP))
         engine.warm_up()
     except CheckpointError as error:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from vdiff_grpc.engine import attention
 from vdiff_grpc.engine.attention import AttentionLayout
-from vdiff_grpc.engine.models import probe, weights
+from vdiff_grpc.engine.models import probe, sharding, weights
 from vdiff_grpc.engine.models.checkpoint import Config
 from vdiff_grpc.engine.models.family import Family
 from vdiff_grpc.engine.models.registry import find_family
+from vdiff_grpc.engine.models.sharding import Group
 from vdiff_grpc.engine.types import AttentionPattern
 from vdiff_grpc.errors import CheckpointError
 
@@ -65,6 +66,9 @@ class LoadedModel:
             hidden = module(hidden)
         return hidden.float()
 
+    def close(self) -> None:
+        """Ends what the model has running besides this process."""
+
 
 def choose_device(wanted: str) -> torch.device:
     """ "auto": cuda, then mps, then cpu. Raises CheckpointError when it is not there."""
@@ -88,8 +92,24 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
 
 
-def load(path: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
-    """Raises CheckpointError naming the file and the key; never leaves a weight to chance."""
+def check_split(path: str, size: int) -> None:
+    """Whether a model can be split over so many processes. Reads its config, no weights.
+
+    Raises CheckpointError.
+    """
+    config = Config.read(Path(path))
+    family = find_family(config)
+    kind = getattr(transformers, family.transformers_class)
+    sharding.check(kind, _native_config(config, family), config, size)
+
+
+def load(
+    path: str, device: str = "auto", dtype: str = "auto", group: Group | None = None
+) -> LoadedModel:
+    """group: of the processes that hold the model's parts; None: this one holds all of it.
+
+    Raises CheckpointError naming the file and the key; never leaves a weight to chance.
+    """
     config = Config.read(Path(path))
     family = find_family(config)
     target = choose_device(device)
@@ -105,7 +125,7 @@ def load(path: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
     native = _native_config(config, family)
     if is_causal:
         probe.check_class(network_class, native, config)
-    network = _load(config, family, network_class, native, kind)
+    network = _load(config, family, network_class, native, kind, group)
     try:
         network.eval().requires_grad_(False).to(target)
     except RuntimeError as error:
@@ -146,11 +166,16 @@ def _native_config(config: Config, family: Family) -> Any:
 
 
 def _load(
-    config: Config, family: Family, network_class: Any, native: Any, kind: torch.dtype
+    config: Config,
+    family: Family,
+    network_class: Any,
+    native: Any,
+    kind: torch.dtype,
+    group: Group | None,
 ) -> Any:
-    """The network with all of its weights, on the CPU."""
+    """The network with all of its weights, on the CPU; of a group, with its part on its device."""
     keys = weights.check_files(config.root, family.ignored_keys)
-    options: dict[str, Any] = {}
+    options = {} if group is None else group.loading_options()
     mixed = network_class._can_set_experts_implementation() and not family.network
     if family.mixture_of_experts or mixed:
         from vdiff_grpc.engine.models import experts  # of no use to a network without them
@@ -180,6 +205,8 @@ def _load(
             f"{weights.name_of_all(config.root)}: the weights cannot be loaded: {error}"
         ) from error
     _check_loaded(config.root, family, info, keys)
+    if group is not None:
+        group.settle(network)
     return network
 
 
