@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vdiff_grpc.engine import attention
 from vdiff_grpc.engine.attention import AttentionLayout
-from vdiff_grpc.engine.models import probe, sharding, weights
+from vdiff_grpc.engine.models import probe, quantization, sharding, weights
 from vdiff_grpc.engine.models.checkpoint import Config
 from vdiff_grpc.engine.models.family import Family
 from vdiff_grpc.engine.models.registry import find_family
@@ -104,10 +104,16 @@ def check_split(path: str, size: int) -> None:
 
 
 def load(
-    path: str, device: str = "auto", dtype: str = "auto", group: Group | None = None
+    path: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    quantized: str = quantization.NONE,
+    group: Group | None = None,
 ) -> LoadedModel:
-    """group: of the processes that hold the model's parts; None: this one holds all of it.
+    """quantized: how weights are kept, by the names of `quantization`.
 
+    group: of the processes that hold the model's parts; None: this one holds all of it.
     Raises CheckpointError naming the file and the key; never leaves a weight to chance.
     """
     config = Config.read(Path(path))
@@ -125,9 +131,20 @@ def load(
     native = _native_config(config, family)
     if is_causal:
         probe.check_class(network_class, native, config)
-    network = _load(config, family, network_class, native, kind, group)
+    options: dict[str, Any] = {}
+    if group is not None:
+        options = group.loading_options()
+    elif quantized != quantization.NONE:
+        experts = _has_experts(network_class, family)
+        quantization.check(quantized, config, family, target, kind, has_experts=experts)
+        options = quantization.loading_options(quantized, target, kind)
+    network = _load(config, family, network_class, native, kind, options)
+    if group is not None:
+        group.settle(network)
     try:
-        network.eval().requires_grad_(False).to(target)
+        network.eval().requires_grad_(False)
+        if "device_map" not in options:
+            network.to(target)
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: the weights do not go to {target}: {first}") from error
@@ -171,17 +188,15 @@ def _load(
     network_class: Any,
     native: Any,
     kind: torch.dtype,
-    group: Group | None,
+    options: dict[str, Any],
 ) -> Any:
-    """The network with all of its weights, on the CPU; of a group, with its part on its device."""
+    """The network with all of its weights, on the CPU unless the options say otherwise."""
     keys = weights.check_files(config.root, family.ignored_keys)
-    options = {} if group is None else group.loading_options()
-    mixed = network_class._can_set_experts_implementation() and not family.network
-    if family.mixture_of_experts or mixed:
+    if _has_experts(network_class, family):
         from vdiff_grpc.engine.models import experts  # of no use to a network without them
 
         experts.register()
-        options["experts_implementation"] = experts.BACKEND
+        options = {**options, "experts_implementation": experts.BACKEND}
         if missing := experts.missing_keys(keys):  # merging would fail without a name
             raise CheckpointError(_told(config.root, "missing_keys", list(missing)))
     family.prepare()
@@ -205,9 +220,12 @@ def _load(
             f"{weights.name_of_all(config.root)}: the weights cannot be loaded: {error}"
         ) from error
     _check_loaded(config.root, family, info, keys)
-    if group is not None:
-        group.settle(network)
     return network
+
+
+def _has_experts(network_class: Any, family: Family) -> bool:
+    mixed = network_class._can_set_experts_implementation() and not family.network
+    return family.mixture_of_experts or mixed
 
 
 def _module(network: nn.Module, name: str) -> nn.Module:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vdiff_grpc.engine.attention import AttentionLayout
-from vdiff_grpc.engine.models import loader
+from vdiff_grpc.engine.models import loader, quantization
 from vdiff_grpc.engine.models.loader import LoadedModel
 from vdiff_grpc.engine.models.sharding import Group
 from vdiff_grpc.engine.parallel.messages import Forward, Part
@@ -55,13 +55,20 @@ def load(config: EngineConfig, info: ModelInfo, on_lost: Callable[[str], None]) 
     Raises CheckpointError: the weights, or why this model cannot be split here.
     """
     if config.tensor_parallel_size == 1:
-        return loader.load(config.model_path, config.device, config.dtype)
+        return loader.load(
+            config.model_path, config.device, config.dtype, quantized=config.quantization
+        )
     size = config.tensor_parallel_size
     if info.attention is not AttentionPattern.FULL:
         raise CheckpointError(
             f"{config.model_path}: tensor_parallel_size is {size}: models of the family "
             f"{info.family} are not split, only those whose attention is full and keeps nothing "
             "from one step to the next"
+        )
+    if config.quantization != quantization.NONE:
+        raise CheckpointError(
+            f"tensor_parallel_size is {size} and quantization {config.quantization}: quantised "
+            "weights are not split"
         )
     if dist.is_initialized():
         raise CheckpointError(
