@@ -34,7 +34,13 @@ def test_everything_the_engine_can_be_told_is_an_option() -> None:
 
 def test_every_flag_is_a_variable_too() -> None:
     values = {"str": "x", "int": "7", "float": "7", "bool": "off", "tuple": "a,b"}
-    special = {"device": "cuda:1", "dtype": "float16", "log_format": "json", "log_level": "debug"}
+    special = {
+        "device": "cuda:1",
+        "dtype": "float16",
+        "quantization": "torchao-int8",
+        "log_format": "json",
+        "log_level": "debug",
+    }
     for option in fields(ServerConfig):
         text = special.get(option.name, values[type(option.default).__name__])
         if option.name == "max_message_bytes":

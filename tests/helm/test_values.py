@@ -46,6 +46,7 @@ OTHERS = {
     "served_model_name": ["one", "two"],
     "device": "cuda:1",
     "dtype": "bfloat16",
+    "quantization": "torchao-int8",
     "log_level": "warning",
     "log_format": "json",
     "server": "10.0.0.1:1,10.0.0.2:1",
@@ -154,6 +155,15 @@ def test_what_a_section_sets_is_refused_in_config(component: str, name: str) -> 
         (
             {"server": {"autoscaling": {"kind": "hpa", "minReplicas": 5}}},
             "minReplicas must not be above maxReplicas",
+        ),
+        (
+            {
+                "server": {
+                    "config": {"tensor_parallel_size": 4},
+                    "resources": {"limits": {"nvidia.com/gpu": 2}},
+                }
+            },
+            "tensor_parallel_size 4 needs as many GPUs; .* nvidia.com/gpu: 2",
         ),
     ],
 )
