@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
-from threading import Event as Flag
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.engine.test_company import canvases, mixed_requests
 from tests.engine.tools import GOLDEN, TINY, LogitsRecorder, add, run_all, tiny_engine
 from tests.golden.test_masked_lm import build
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.messages import Ended
 from vdiff_grpc.engine.parallel.messages import Part
 from vdiff_grpc.engine.parallel.model import ParallelModel
 from vdiff_grpc.engine.parallel.ranks import RankLostError, Ranks
 from vdiff_grpc.engine.types import EngineConfig, Event, Request
 from vdiff_grpc.errors import CheckpointError
 
-# Checkpoint and number of processes: an odd vocabulary; biases; experts; fewer kv heads, one
-# matrix for both ends; so many that the order of a sum matters.
+WITH_BIASES = "tiny-llada-moe with biases"
+# Checkpoint and number of processes: an odd vocabulary; queries with biases; experts, and biases
+# that are added once; fewer kv heads, one matrix for both ends; so many that a sum's order matters.
 SPLITS = [
     ("tiny-llada", 2),
     ("tiny-dream", 2),
-    pytest.param("tiny-llada-moe", 2, marks=pytest.mark.long),
+    pytest.param(WITH_BIASES, 2, marks=pytest.mark.long),
     pytest.param("tiny-llada-tied", 2, marks=pytest.mark.long),
     pytest.param("tiny-llada", 4, marks=pytest.mark.long),
 ]
@@ -36,8 +40,8 @@ Logits = dict[tuple[int, int], list[torch.Tensor]]
 class Recorded:
     """An engine that keeps what its model computes."""
 
-    def __init__(self, checkpoint: str, size: int) -> None:
-        self.engine = tiny_engine(GOLDEN / checkpoint, tensor_parallel_size=size)
+    def __init__(self, checkpoint: Path, size: int) -> None:
+        self.engine = tiny_engine(checkpoint, tensor_parallel_size=size)
         self.recorder = LogitsRecorder.install(self.engine)
 
     def run(self, requests: dict[int, Request]) -> tuple[dict[int, list[Event]], Logits]:
@@ -59,9 +63,10 @@ def requests_of(engine: Engine) -> dict[int, Request]:
 
 @pytest.mark.parametrize(("checkpoint", "size"), SPLITS)
 def test_several_processes_give_the_tokens_of_one_and_the_same_in_any_company(
-    checkpoint: str, size: int
+    checkpoint: str, size: int, tmp_path: Path
 ) -> None:
-    one, several = Recorded(checkpoint, 1), Recorded(checkpoint, size)
+    path = _with_biases(tmp_path) if checkpoint == WITH_BIASES else GOLDEN / checkpoint
+    one, several = Recorded(path, 1), Recorded(path, size)
     try:
         requests = requests_of(one.engine)
         assert len(requests) > 8
@@ -81,6 +86,21 @@ def test_several_processes_give_the_tokens_of_one_and_the_same_in_any_company(
         several.engine.close()
 
 
+def _with_biases(folder: Path) -> Path:
+    """tiny-llada-moe, and biases of all projections of its attention."""
+    source = GOLDEN / "tiny-llada-moe"
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    config = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
+    weights = load_file(source / "model.safetensors")
+    for name in [name for name in weights if name.endswith("_proj.weight")]:
+        if ".self_attn." in name:
+            bias = name.replace(".weight", ".bias")
+            weights[bias] = torch.linspace(-1, 1, len(weights[name]), dtype=weights[name].dtype)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 def _check_close(expected: Logits, found: Logits) -> None:
     """Sums are split, so the last bits differ: 1e-5 of the largest logit."""
     assert expected.keys() == found.keys()
@@ -91,14 +111,10 @@ def _check_close(expected: Logits, found: Logits) -> None:
 
 
 def test_a_rank_that_is_killed_ends_the_engine_with_its_reason() -> None:
-    lost, reasons = Flag(), list[str]()
-
-    def on_lost(reason: str) -> None:
-        reasons.append(reason)
-        lost.set()
+    lost = list[Ended]()
 
     config = EngineConfig(str(TINY), device="cpu", threads=1, tensor_parallel_size=2)
-    engine = Engine(config, on_lost=on_lost)
+    engine = Engine(config, on_lost=lost.append)
     try:
         assert isinstance(engine.model, ParallelModel)
         [pid] = engine.model.ranks.pids
@@ -108,8 +124,8 @@ def test_a_rank_that_is_killed_ends_the_engine_with_its_reason() -> None:
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(RankLostError, match=r"rank 1 .* killed by SIGKILL"):
             run_all(engine)
-        assert lost.wait(10)
-        assert reasons == ["rank 1 of the tensor-parallel model has ended: killed by SIGKILL"]
+        reason = "rank 1 of the tensor-parallel model has ended: killed by SIGKILL"
+        assert lost == [Ended(reason, by_itself=False)]
     finally:
         engine.close()
 
@@ -141,20 +157,13 @@ def test_a_class_without_a_plan_is_refused(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_what_fails_in_another_process_is_told(tmp_path: Path) -> None:
     """One that cannot even meet the others."""
-    told = list[str]()
-    loaded = Flag()
-
-    def on_lost(reason: str) -> None:
-        told.append(reason)
-        loaded.set()
-
-    ranks = Ranks(on_lost)
+    lost = list[Ended]()
+    ranks = Ranks(lost.append)
     try:
         part = Part(1, 2, str(tmp_path), str(TINY), "cpu", "float32", 1, exact=True)
         ranks.start([part])  # its store is a folder
         with pytest.raises(CheckpointError, match=r"rank 1 .* ended: DistStoreError: Is a dir"):
             ranks.wait_loaded()
-        assert loaded.wait(10)
-        assert len(told) == 1
+        assert [ended.by_itself for ended in lost] == [True]
     finally:
         ranks.close()

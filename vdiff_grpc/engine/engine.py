@@ -15,7 +15,7 @@ import torch
 from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
-from vdiff_grpc.engine.messages import Mark, Spent, Timing
+from vdiff_grpc.engine.messages import Ended, Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.pace import Pace
 from vdiff_grpc.engine.packing import FILLER_LENGTH, Fill
@@ -91,7 +91,7 @@ class Engine:
         self,
         config: EngineConfig,
         noise: Noise | None = None,
-        on_lost: Callable[[str], None] = lambda reason: None,
+        on_lost: Callable[[Ended], None] = lambda ended: None,
     ) -> None:
         """Loads tokenizer and weights. Raises CheckpointError.
 

@@ -80,9 +80,9 @@ def _run(
 ) -> None:
     send(StateChanged(EngineState.LOADING))
 
-    def lost(reason: str) -> None:
+    def lost(ended: Ended) -> None:
         """Of a process that holds a part of the model; from a thread of its own."""
-        send(StateChanged(EngineState.ERROR, reason))
+        send(StateChanged(EngineState.ERROR, ended.reason, by_itself=ended.by_itself))
         inbox.put(Shutdown())
 
     try:
@@ -271,14 +271,7 @@ class EngineProcess:
             self._on_report(report)
         self._process.join()
         if not self._stopping:
-            self._on_exit(_describe_exit(self._process.exitcode))
-
-
-def _describe_exit(code: int | None) -> Ended:
-    if code is not None and code < 0:
-        number = signal.Signals(-code)
-        return Ended(f"killed by {number.name}", number is not signal.SIGKILL)
-    return Ended(f"exit code {code}", by_itself=True)
+            self._on_exit(Ended.with_code(self._process.exitcode))
 
 
 def _child(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from transformers.utils import is_accelerate_available
 
 from vdiff_grpc.engine.models.checkpoint import Config
 from vdiff_grpc.errors import CheckpointError
+
+_LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 # How a layer's parts become its whole: what a plan of transformers may say.
 _KEPT = ("colwise", "packed_colwise", "replicated_with_grad_allreduce")  # the next layer sums
@@ -55,8 +58,8 @@ class Group:
     def join(cls, rank: int, size: int, device: torch.device, store: str, *, exact: bool) -> Group:
         """Waits until all have joined. store: a file that all of them can reach."""
         # Whatever the machine's name resolves to: nothing listens but on loopback.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+        for library in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{library}_SOCKET_IFNAME", _LOOPBACK)
         os.environ["LOCAL_RANK"] = str(rank)  # transformers takes the device by it
         cuda = device.type == "cuda"
         if cuda:

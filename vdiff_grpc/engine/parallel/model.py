@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vdiff_grpc.engine.attention import AttentionLayout
+from vdiff_grpc.engine.messages import Ended
 from vdiff_grpc.engine.models import loader, quantization
 from vdiff_grpc.engine.models.loader import LoadedModel
 from vdiff_grpc.engine.models.sharding import Group
@@ -48,7 +49,7 @@ class ParallelModel(LoadedModel):
         self.group.leave()
 
 
-def load(config: EngineConfig, info: ModelInfo, on_lost: Callable[[str], None]) -> LoadedModel:
+def load(config: EngineConfig, info: ModelInfo, on_lost: Callable[[Ended], None]) -> LoadedModel:
     """The model, over as many processes as the config says; all of them have their weights.
 
     on_lost: told from another thread, once, when one of them has ended.

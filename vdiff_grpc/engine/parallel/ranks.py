@@ -10,7 +10,6 @@ import contextlib
 import logging
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vdiff_grpc.engine.messages import Ended
 from vdiff_grpc.engine.parallel.messages import Broken, Forward, Loaded, Part, Stop
 from vdiff_grpc.errors import CheckpointError
 
@@ -36,10 +36,10 @@ class RankLostError(RuntimeError):
 class Ranks:
     """Owns the processes of the ranks 1 to N - 1. Used by one thread.
 
-    on_lost: called once, from another thread, with the reason.
+    on_lost: told once, from another thread, when the first has ended.
     """
 
-    def __init__(self, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, on_lost: Callable[[Ended], None]) -> None:
         self._on_lost = on_lost
         self._folder = tempfile.TemporaryDirectory(prefix="vdiff-ranks-")
         self.store = str(Path(self._folder.name) / "store")
@@ -86,21 +86,21 @@ class Ranks:
             member.stop()
         self._folder.cleanup()
 
-    def _ended(self, reason: str) -> None:
+    def _ended(self, ended: Ended) -> None:
         with self._lock:
             if self._closing or self._lost.is_set():
                 return
-            self._reason = reason
+            self._reason = ended.reason
+            self._on_lost(ended)  # before the step that fails for it can say so
             self._lost.set()
         for member in self._members:
             member.loaded.set()  # nobody waits for them any more
-        self._on_lost(reason)
 
 
 class _Rank:
     """One process, and the thread that listens to it."""
 
-    def __init__(self, part: Part, on_end: Callable[[str], None]) -> None:
+    def __init__(self, part: Part, on_end: Callable[[Ended], None]) -> None:
         self.loaded = threading.Event()
         self._rank = part.rank
         self._on_end = on_end
@@ -141,10 +141,7 @@ class _Rank:
             elif isinstance(message, Broken):
                 said = message.reason
                 logger.error("rank %d: %s\n%s", self._rank, said, message.trace)
-        how = said or _describe_exit(self.process.wait())
-        self.process.wait()
-        self._on_end(f"rank {self._rank} of the tensor-parallel model has ended: {how}")
-
-
-def _describe_exit(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        ended = Ended.with_code(self.process.wait())
+        how = said or ended.reason
+        reason = f"rank {self._rank} of the tensor-parallel model has ended: {how}"
+        self._on_end(Ended(reason, ended.by_itself))
