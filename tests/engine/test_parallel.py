@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,8 +41,8 @@ Logits = dict[tuple[int, int], list[torch.Tensor]]
 class Recorded:
     """An engine that keeps what its model computes."""
 
-    def __init__(self, checkpoint: Path, size: int) -> None:
-        self.engine = tiny_engine(checkpoint, tensor_parallel_size=size)
+    def __init__(self, checkpoint: Path, size: int, **config: Any) -> None:
+        self.engine = tiny_engine(checkpoint, tensor_parallel_size=size, **config)
         self.recorder = LogitsRecorder.install(self.engine)
 
     def run(self, requests: dict[int, Request]) -> tuple[dict[int, list[Event]], Logits]:
@@ -65,8 +66,12 @@ def requests_of(engine: Engine) -> dict[int, Request]:
 def test_several_processes_give_the_tokens_of_one_and_the_same_in_any_company(
     checkpoint: str, size: int, tmp_path: Path
 ) -> None:
-    path = _with_biases(tmp_path) if checkpoint == WITH_BIASES else GOLDEN / checkpoint
-    one, several = Recorded(path, 1), Recorded(path, size)
+    check_split(_with_biases(tmp_path) if checkpoint == WITH_BIASES else GOLDEN / checkpoint, size)
+
+
+def check_split(checkpoint: Path, size: int, tolerance: float = 1e-5, **config: Any) -> None:
+    """tolerance: of the largest logit."""
+    one, several = Recorded(checkpoint, 1, **config), Recorded(checkpoint, size, **config)
     try:
         requests = requests_of(one.engine)
         assert len(requests) > 8
@@ -75,7 +80,7 @@ def test_several_processes_give_the_tokens_of_one_and_the_same_in_any_company(
         assert {key: canvases(events) for key, events in found.items()} == {
             key: canvases(events) for key, events in expected.items()
         }
-        _check_close(of_one, of_several)
+        _check_close(of_one, of_several, tolerance)
         for key, request in requests.items():
             alone, logits = several.run({key: request})
             assert alone[key][:-1] == found[key][:-1]
@@ -101,13 +106,13 @@ def _with_biases(folder: Path) -> Path:
     return folder
 
 
-def _check_close(expected: Logits, found: Logits) -> None:
-    """Sums are split, so the last bits differ: 1e-5 of the largest logit."""
+def _check_close(expected: Logits, found: Logits, tolerance: float) -> None:
+    """Sums are split, so the last bits differ."""
     assert expected.keys() == found.keys()
     largest = max(float(step.abs().max()) for steps in expected.values() for step in steps)
     for row, steps in expected.items():
         for a, b in zip(steps, found[row], strict=True):
-            assert float((a - b).abs().max()) <= 1e-5 * largest, row
+            assert float((a - b).abs().max()) <= tolerance * largest, row
 
 
 def test_a_rank_that_is_killed_ends_the_engine_with_its_reason() -> None:
