@@ -61,7 +61,8 @@ class Ranks:
     def wait_loaded(self) -> None:
         """Until all have their weights. Raises CheckpointError with the reason when one ends."""
         for member in self._members:
-            member.loaded.wait()
+            if not self._lost.is_set():
+                member.loaded.wait()
         if self._lost.is_set():
             raise CheckpointError(self._reason)
 
