@@ -165,11 +165,6 @@ class Group:
 def check(kind: Any, native: Any, config: Config, size: int) -> None:
     """Whether a class of transformers can be split so. Raises CheckpointError."""
     begin = f"{config.path}: tensor_parallel_size is {size}: "
-    if not is_accelerate_available():
-        raise CheckpointError(
-            f"{begin}transformers needs the package accelerate to split weights: "
-            "pip install 'vdiff-grpc[parallel]'"
-        )
     base, own = native.base_model_tp_plan, kind._tp_plan
     if not base or not own:
         raise CheckpointError(
@@ -187,3 +182,8 @@ def check(kind: Any, native: Any, config: Config, size: int) -> None:
         number = getattr(native, key, None)
         if number is not None and number % size:
             raise CheckpointError(f"{begin}{key} ({number}) does not divide by it")
+    if not is_accelerate_available():
+        raise CheckpointError(
+            f"{begin}transformers needs the package accelerate to split weights: "
+            "pip install 'vdiff-grpc[parallel]'"
+        )
