@@ -73,8 +73,8 @@ lock: install
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
 		| $(LOCK) - -o requirements/build.txt
 	$(LOCK) pyproject.toml --extra gateway --extra telemetry -o requirements/gateway.txt
-	$(LOCK) pyproject.toml --extra server --extra telemetry -o requirements/server-cuda.txt
-	$(LOCK) $(TORCH_CPU) pyproject.toml --extra server --extra telemetry -o requirements/server-cpu.txt
+	$(LOCK) pyproject.toml --extra server --extra parallel --extra telemetry -o requirements/server-cuda.txt
+	$(LOCK) $(TORCH_CPU) pyproject.toml --extra server --extra parallel --extra telemetry -o requirements/server-cpu.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info vdiff_grpc/*/*_pb2*

@@ -39,6 +39,7 @@ def test_every_flag_is_a_variable_too() -> None:
         "device": "cuda:1",
         "dtype": "float16",
         "attention": "varlen",
+        "quantization": "torchao-int8",
         "log_format": "json",
         "log_level": "debug",
     }

@@ -49,7 +49,7 @@ ENGINE_ORDER = (
     ("types", "attention"),
     ("rng", "tokenizer", "messages", "columns", "pulse", "pace"),
     ("text", "models", "prompts", "blocks"),
-    ("strategy_checks", "cache_checks", "sequence"),
+    ("strategy_checks", "cache_checks", "sequence", "parallel"),
     ("validation", "decoding", "packing", "reservations", "told", "faults"),
     ("scheduler",),
     ("auxiliary",),
@@ -116,9 +116,8 @@ def test_the_engines_own_files_point_down() -> None:
 def test_what_runs_has_a_lowest_and_a_highest_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for wanted in (
-        project["dependencies"] + extras["server"] + extras["gateway"] + extras["telemetry"]
-    ):
+    named = ("server", "parallel", "quantization", "gateway", "telemetry")
+    for wanted in project["dependencies"] + [text for name in named for text in extras[name]]:
         assert re.search(r">=[\d.]+,<\d", wanted), wanted
 
 

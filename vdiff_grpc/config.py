@@ -93,6 +93,15 @@ class ServerConfig:
     dtype: str = _choice(
         _ENGINE.dtype, "numbers of the weights", "auto", "float32", "bfloat16", "float16"
     )
+    quantization: str = _choice(
+        _ENGINE.quantization,
+        "how the linear layers' weights are kept, by the package of that name",
+        "none",
+        "torchao-int8",
+        "torchao-int4",
+        "bitsandbytes-8bit",
+        "bitsandbytes-4bit",
+    )
     threads: int = _option(_ENGINE.threads, "CPU threads of the model; 0: one per core")
     attention: str = _choice(
         _ENGINE.attention,
@@ -102,6 +111,11 @@ class ServerConfig:
         "sdpa",
         "varlen",
         "flex",
+    )
+    tensor_parallel_size: int = _option(
+        _ENGINE.tensor_parallel_size,
+        "processes that the weights are split over, each on a GPU of its own; or all on the CPU",
+        minimum=1,
     )
     batch_invariant: bool = _option(
         _ENGINE.batch_invariant,
@@ -231,8 +245,10 @@ class ServerConfig:
             model_path=self.model_path,
             device=self.device,
             dtype=self.dtype,
+            quantization=self.quantization,
             threads=self.threads,
             attention=self.attention,
+            tensor_parallel_size=self.tensor_parallel_size,
             batch_invariant=self.batch_invariant,
             max_running_rows=self.max_running_rows,
             max_waiting_rows=self.max_waiting_rows,

@@ -36,8 +36,8 @@ _EXPORT = _EXTRAS.get("telemetry", [])
 LOCKS = {
     "build": PROJECT["build-system"]["requires"],
     "gateway": [*_EXTRAS["gateway"], *_EXPORT],
-    "server-cpu": [*_EXTRAS["server"], *_EXPORT],
-    "server-cuda": [*_EXTRAS["server"], *_EXPORT],
+    "server-cpu": [*_EXTRAS["server"], *_EXTRAS["parallel"], *_EXPORT],
+    "server-cuda": [*_EXTRAS["server"], *_EXTRAS["parallel"], *_EXPORT],
 }
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from tests.engine.test_company import check_company
+from tests.engine.test_parallel import check_split
+from tests.engine.tools import GOLDEN
 from tests.golden.test_llada import (
     LLADA_CASES,
     THRESHOLD_CASES,
@@ -43,3 +45,23 @@ def test_logits_are_the_references(checkpoint: str, dtype: str, atol: float) -> 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_company_changes_nothing(dtype: str) -> None:
     check_company(1, device="cuda", dtype=dtype, batch_invariant=True, max_step_tokens=1024)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device here")
+def test_two_devices_give_the_tokens_of_one_and_the_same_in_any_company() -> None:
+    check_split(
+        GOLDEN / "tiny-llada-tied",
+        2,
+        device="cuda",
+        batch_invariant=True,
+        max_step_tokens=1024,
+        tolerance=1e-4,
+    )
+
+
+@pytest.mark.parametrize("package", ["torchao", "bitsandbytes"])
+def test_company_changes_nothing_in_eight_bits(package: str) -> None:
+    pytest.importorskip(package)
+    name = {"torchao": "torchao-int8", "bitsandbytes": "bitsandbytes-8bit"}[package]
+    shape = {"batch_invariant": True, "max_step_tokens": 1024}
+    check_company(1, device="cuda", dtype="bfloat16", quantization=name, **shape)

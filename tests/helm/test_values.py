@@ -47,6 +47,7 @@ OTHERS = {
     "device": "cuda:1",
     "dtype": "bfloat16",
     "attention": "varlen",
+    "quantization": "torchao-int8",
     "log_level": "warning",
     "log_format": "json",
     "server": "10.0.0.1:1,10.0.0.2:1",
@@ -155,6 +156,15 @@ def test_what_a_section_sets_is_refused_in_config(component: str, name: str) -> 
         (
             {"server": {"autoscaling": {"kind": "hpa", "minReplicas": 5}}},
             "minReplicas must not be above maxReplicas",
+        ),
+        (
+            {
+                "server": {
+                    "config": {"tensor_parallel_size": 4},
+                    "resources": {"limits": {"nvidia.com/gpu": 2}},
+                }
+            },
+            "tensor_parallel_size 4 needs as many GPUs; .* nvidia.com/gpu: 2",
         ),
     ],
 )

@@ -19,10 +19,12 @@ from vdiff_grpc.engine.cache_checks import auxiliary_tokens
 from vdiff_grpc.engine.caches.kinds import page_tokens
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
-from vdiff_grpc.engine.messages import Mark, Spent, Timing
+from vdiff_grpc.engine.messages import Ended, Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.pace import Pace
 from vdiff_grpc.engine.packing import FILLER_LENGTH, Fill
+from vdiff_grpc.engine.parallel import model as parallel
+from vdiff_grpc.engine.parallel.ranks import RankLostError
 from vdiff_grpc.engine.reservations import Reservations
 from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import RowStep, Runner
@@ -103,8 +105,13 @@ class Engine:
         config: EngineConfig,
         noise: Noise | None = None,
         model: loader.LoadedModel | None = None,
+        on_lost: Callable[[Ended], None] = lambda ended: None,
     ) -> None:
-        """Loads tokenizer and weights, unless a model is given. Raises CheckpointError."""
+        """Loads tokenizer and weights, unless a model is given. Raises CheckpointError.
+
+        on_lost: told, from another thread, why one of a model's several processes has ended: no
+        step is possible then.
+        """
         if config.threads:
             torch.set_num_threads(config.threads)
         self.info = registry.describe(
@@ -115,7 +122,7 @@ class Engine:
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
         kept = 0 if self.info.attention is AttentionPattern.CANVAS else self.limits.max_cache_tokens
-        model = model or loader.load(config.model_path, config.device, config.dtype)
+        model = model or parallel.load(config, self.info, on_lost)
         self.model = model.reserving(kept)
         fill = _fill(config, self.limits, self.info.max_positions, self.model)
         auxiliary, beside = None, auxiliary_tokens(config, self.info)
@@ -141,6 +148,10 @@ class Engine:
         self._marks: list[Mark] = []
         self.timing: Timing | None = None
         self._counts: Counter[str] = Counter()
+
+    def close(self) -> None:
+        """Ends the other processes of a model over several; the engine is of no more use."""
+        self.model.close()
 
     @property
     def has_work(self) -> bool:
@@ -215,7 +226,7 @@ class Engine:
         try:
             self.before_step(rows)
             results = self.runner.step(rows)
-        except (torch.AcceleratorError, torch.OutOfMemoryError, MemoryError):
+        except (torch.AcceleratorError, torch.OutOfMemoryError, MemoryError, RankLostError):
             raise
         except Exception:
             return events + self._fail(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,12 +48,16 @@ Command = Add | Abort | Extend | Shutdown
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """`detail`: why, with ERROR. `device`, `dtype`: as resolved, once READY."""
+    """`detail`: why, with ERROR. `device`, `dtype`: as resolved, once READY.
+
+    by_itself: as of Ended, with ERROR.
+    """
 
     state: EngineState
     detail: str = ""
     device: str = ""
     dtype: str = ""
+    by_itself: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +116,11 @@ class Ended:
 
     reason: str
     by_itself: bool
+
+    @classmethod
+    def with_code(cls, code: int | None) -> Ended:
+        """Of a process, by its exit code."""
+        if code is not None and code < 0:
+            number = signal.Signals(-code)
+            return cls(f"killed by {number.name}", number is not signal.SIGKILL)
+        return cls(f"exit code {code}", by_itself=True)

@@ -6,7 +6,7 @@ Everything here is frozen and picklable: it crosses the process boundary.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.strategies import FixedSchedule, Strategy
@@ -137,8 +137,7 @@ class ResolvedRequest:
     """A validated request. Only `validation.resolve` makes one.
 
     canvas: token ids of every position, ModelInfo.blank_id where nothing is yet.
-    spans: cover the canvas in order, without gaps.
-    seeds: one per output.
+    spans: cover the canvas in order, without gaps. seeds: one per output.
     is_template: the caller gave text after a hole, or holes: each hole's text is told.
     arrival_ns, deadline_ns: time.monotonic_ns(); one clock for all processes of a machine.
     """
@@ -176,10 +175,7 @@ class TopTokens:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Generated tokens as parallel columns, in the order of their canvas positions.
-
-    top_tokens: empty unless SamplingParams.top_logprobs.
-    """
+    """Generated tokens as parallel columns, in the order of their canvas positions."""
 
     ids: tuple[int, ...] = ()
     positions: tuple[int, ...] = ()
@@ -187,7 +183,7 @@ class Tokens:
     confidences: tuple[float, ...] = ()
     token_bytes: tuple[bytes, ...] = ()
     text_offsets: tuple[int, ...] = ()
-    top_tokens: tuple[TopTokens, ...] = ()
+    top_tokens: tuple[TopTokens, ...] = ()  # empty unless SamplingParams.top_logprobs
 
     def __add__(self, other: Tokens) -> Tokens:
         return Tokens(
@@ -397,8 +393,10 @@ class EngineConfig:
     model_path: str
     device: str = "auto"
     dtype: str = "auto"
+    quantization: str = "none"
     threads: int = 0
     attention: str = "auto"
+    tensor_parallel_size: int = 1
     batch_invariant: bool = False
     max_running_rows: int = 32
     max_waiting_rows: int = 256
@@ -412,5 +410,5 @@ class EngineConfig:
     max_queue_time_s: float = 60.0
     default_max_new_tokens: int = 128
     default_block_length: int = 32
-    served_names: tuple[str, ...] = field(default=())
+    served_names: tuple[str, ...] = ()
     aux_model_path: str = ""

@@ -6,6 +6,7 @@ never waits on the pipe: a thread sends, another receives. Imports no torch unti
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -70,13 +71,27 @@ def run_loop(config: EngineConfig, inbox: Inbox, send: Send, pulse: Pulse) -> No
 
     A failed load is reported as ERROR, and so is what leaves the device unusable.
     """
+    with contextlib.ExitStack() as ends:
+        _run(config, inbox, send, pulse, ends)
+
+
+def _run(
+    config: EngineConfig, inbox: Inbox, send: Send, pulse: Pulse, ends: contextlib.ExitStack
+) -> None:
     send(StateChanged(EngineState.LOADING))
+
+    def lost(ended: Ended) -> None:
+        """Of a process that holds a part of the model; from a thread of its own."""
+        send(StateChanged(EngineState.ERROR, ended.reason, by_itself=ended.by_itself))
+        inbox.put(Shutdown())
+
     try:
         from vdiff_grpc.engine.engine import Engine
         from vdiff_grpc.engine.faults import Faults
 
         faults = Faults.from_environment(os.environ)
-        engine = Engine(config)
+        engine = Engine(config, on_lost=lost)
+        ends.callback(engine.close)
         send(StateChanged(EngineState.WARMING_UP))
         engine.warm_up()
     except CheckpointError as error:
@@ -256,14 +271,7 @@ class EngineProcess:
             self._on_report(report)
         self._process.join()
         if not self._stopping:
-            self._on_exit(_describe_exit(self._process.exitcode))
-
-
-def _describe_exit(code: int | None) -> Ended:
-    if code is not None and code < 0:
-        number = signal.Signals(-code)
-        return Ended(f"killed by {number.name}", number is not signal.SIGKILL)
-    return Ended(f"exit code {code}", by_itself=True)
+            self._on_exit(Ended.with_code(self._process.exitcode))
 
 
 def _child(

@@ -135,7 +135,7 @@ class Supervisor:
         if isinstance(report, StepReport):
             self._on_step(report)
         elif report.state is EngineState.ERROR:
-            self._lost(Ended(report.detail, by_itself=True))
+            self._lost(Ended(report.detail, report.by_itself))
         else:
             self._state_changed(report)
 

@@ -104,6 +104,11 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- if $server.apiKeys.secretName }}
 {{- $_ := set $derived "api_keys" (printf "/etc/vdiff/api-keys/%s" $server.apiKeys.key) }}
 {{- end }}
+{{- $gpus := dig "limits" "nvidia.com/gpu" 0 $server.resources }}
+{{- $processes := dig "tensor_parallel_size" 1 $server.config }}
+{{- if and $gpus (lt (int $gpus) (int $processes)) }}
+{{- fail (printf "server.config.tensor_parallel_size %d needs as many GPUs; server.resources.limits has nvidia.com/gpu: %d" (int $processes) (int $gpus)) }}
+{{- end }}
 {{- toYaml (merge $derived $server.config) }}
 {{- end }}
 

@@ -83,6 +83,7 @@ def _network() -> type[LoadedModel]:
 
 FAMILY = Family(
     name="diffusion_gemma",
+    unsplit="their rows are computed one by one",
     model_types=("diffusion_gemma",),
     architectures=("DiffusionGemmaForBlockDiffusion",),
     transformers_class="DiffusionGemmaForBlockDiffusion",

@@ -74,6 +74,7 @@ class Family:
     suppressed_ids: never generated, besides what the generation config suppresses.
     prepare: called before the weights are loaded; tells transformers what key_mapping cannot.
     caches: what may be kept of a canvas, the default first; None: what follows from the attention.
+    unsplit: why its weights cannot be split over processes; empty: nothing is known against it.
     mixture_of_experts: the class takes an implementation of its experts.
     strategy_of: the default strategy by the checkpoint's word, instead of `default_strategy`.
     default_temperature: where the generation config names none.
@@ -106,6 +107,7 @@ class Family:
     suppressed_ids: Callable[[Config], list[int]] | None = None
     prepare: Callable[[], None] = _nothing
     caches: tuple[CacheKind, ...] | None = None
+    unsplit: str = ""
     mixture_of_experts: bool = False
     strategy_of: Callable[[Config], Strategy] | None = None
     default_temperature: float = 0.0

@@ -113,6 +113,7 @@ def _register_split() -> None:
 
 FAMILY = Family(
     name="llada2",
+    unsplit="queries, keys and values are one tensor of its files",
     model_types=("llada2_moe", "llada21_moe"),
     architectures=("LLaDA2MoeModelLM",),
     transformers_class="Glm4MoeForCausalLM",

@@ -20,10 +20,11 @@ from vdiff_grpc.engine.attention import FULL, AttentionLayout
 from vdiff_grpc.engine.caches.key_values import KeyValues, Measure, Window
 from vdiff_grpc.engine.exact import ROWS
 from vdiff_grpc.engine.kernels.registry import Place, choose
-from vdiff_grpc.engine.models import probe, weights
+from vdiff_grpc.engine.models import probe, quantization, sharding, weights
 from vdiff_grpc.engine.models.checkpoint import Config
 from vdiff_grpc.engine.models.family import Family
 from vdiff_grpc.engine.models.registry import find_family
+from vdiff_grpc.engine.models.sharding import Group
 from vdiff_grpc.engine.types import AttentionPattern
 from vdiff_grpc.errors import CheckpointError
 
@@ -52,7 +53,8 @@ class LoadedModel:
         nothing = Window(*np.zeros((2, 0), dtype=np.int64))
         layout = AttentionLayout.of_lengths([ROWS], [FULL], [nothing])
         measure = Measure()
-        dataclasses.replace(self, memory=measure).logits(tokens, tokens, layout, tokens)
+        measuring = dataclasses.replace(self, memory=measure)
+        LoadedModel.logits(measuring, tokens, tokens, layout, tokens)
         try:
             memory = KeyValues(measure.layers, num_slots, self.dtype, self.device)
         except (RuntimeError, MemoryError) as error:
@@ -105,6 +107,9 @@ class LoadedModel:
             hidden = module(hidden)
         return hidden.float()
 
+    def close(self) -> None:
+        """Ends what the model has running besides this process."""
+
 
 def choose_device(wanted: str) -> torch.device:
     """ "auto": cuda, then mps, then cpu. Raises CheckpointError when it is not there."""
@@ -128,8 +133,38 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
 
 
-def load(path: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
-    """Raises CheckpointError naming the file and the key; never leaves a weight to chance."""
+def check_split(path: str, size: int) -> None:
+    """Whether a model can be split over so many processes. Reads its config, no weights.
+
+    Raises CheckpointError.
+    """
+    config = Config.read(Path(path))
+    family = find_family(config)
+    if family.unsplit:
+        raise CheckpointError(
+            f"{path}: tensor_parallel_size is {size}: models of the family {family.name} are not "
+            f"split: {family.unsplit}"
+        )
+    if family.attention is AttentionPattern.CAUSAL:
+        kind = probe.find_class(family.transformers_class, config)
+    else:
+        kind = getattr(transformers, family.transformers_class)
+    sharding.check(kind, _native_config(config, family), config, size)
+
+
+def load(
+    path: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    quantized: str = quantization.NONE,
+    group: Group | None = None,
+) -> LoadedModel:
+    """quantized: how weights are kept, by the names of `quantization`.
+
+    group: of the processes that hold the model's parts; None: this one holds all of it.
+    Raises CheckpointError naming the file and the key; never leaves a weight to chance.
+    """
     config = Config.read(Path(path))
     family = find_family(config)
     target = choose_device(device)
@@ -145,9 +180,20 @@ def load(path: str, device: str = "auto", dtype: str = "auto") -> LoadedModel:
     native = _native_config(config, family)
     if is_causal:
         probe.check_class(network_class, native, config)
-    network = _load(config, family, network_class, native, kind)
+    options: dict[str, Any] = {}
+    if group is not None:
+        options = group.loading_options()
+    elif quantized != quantization.NONE:
+        experts = _has_experts(network_class, family)
+        quantization.check(quantized, config, family, target, kind, has_experts=experts)
+        options = quantization.loading_options(quantized, target, kind)
+    network = _load(config, family, network_class, native, kind, options)
+    if group is not None:
+        group.settle(network)
     try:
-        network.eval().requires_grad_(False).to(target)
+        network.eval().requires_grad_(False)
+        if "device_map" not in options:
+            network.to(target)
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: the weights do not go to {target}: {first}") from error
@@ -186,17 +232,20 @@ def _native_config(config: Config, family: Family) -> Any:
 
 
 def _load(
-    config: Config, family: Family, network_class: Any, native: Any, kind: torch.dtype
+    config: Config,
+    family: Family,
+    network_class: Any,
+    native: Any,
+    kind: torch.dtype,
+    options: dict[str, Any],
 ) -> Any:
-    """The network with all of its weights, on the CPU."""
+    """The network with all of its weights, on the CPU unless the options say otherwise."""
     keys = weights.check_files(config.root, family.ignored_keys)
-    options: dict[str, Any] = {}
-    mixed = network_class._can_set_experts_implementation() and not family.network
-    if family.mixture_of_experts or mixed:
+    if _has_experts(network_class, family):
         from vdiff_grpc.engine.models import experts  # of no use to a network without them
 
         experts.register()
-        options["experts_implementation"] = experts.BACKEND
+        options = {**options, "experts_implementation": experts.BACKEND}
         if missing := experts.missing_keys(keys):  # merging would fail without a name
             raise CheckpointError(_told(config.root, "missing_keys", list(missing)))
     family.prepare()
@@ -221,6 +270,11 @@ def _load(
         ) from error
     _check_loaded(config.root, family, info, keys)
     return network
+
+
+def _has_experts(network_class: Any, family: Family) -> bool:
+    mixed = network_class._can_set_experts_implementation() and not family.network
+    return family.mixture_of_experts or mixed
 
 
 def _module(network: nn.Module, name: str) -> nn.Module:
