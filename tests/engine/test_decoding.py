@@ -195,3 +195,12 @@ def test_banned_ids_are_never_drawn_and_end_ids_only_where_allowed() -> None:
     logits = torch.zeros(3, 4)
     ban_(logits, torch.tensor([0]), torch.tensor([1]), torch.tensor([2]))
     assert draw(logits, None, CounterNoise()).tolist() == [1, 1, 2]
+
+
+def test_a_normaliser_has_the_same_bits_whether_a_neighbour_wants_entropies_or_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        logits = torch.randn(64, 97, generator=generator) * 5
+        banned = torch.randn(64, 2, generator=generator) * 5
+        log_sums, _ = stages.normaliser_and_entropy(logits, banned)
+        assert torch.equal(log_sums, stages.normaliser(logits, banned))

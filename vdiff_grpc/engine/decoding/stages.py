@@ -90,7 +90,8 @@ def normaliser(logits: Tensor, banned: Tensor) -> Tensor:
 
 def normaliser_and_entropy(logits: Tensor, banned: Tensor) -> tuple[Tensor, Tensor]:
     """Both, in one look at the logits: the same numbers as each by itself."""
-    sums, entropies = in_tiles(_logsumexp_and_entropy, logits).unbind(1)
+    # columns side by side in memory: torch computes strided numbers by another formula
+    sums, entropies = in_tiles(_logsumexp_and_entropy, logits).t().contiguous()
     return torch.logaddexp(sums, banned.logsumexp(dim=-1)), entropies
 
 
@@ -135,7 +136,7 @@ def filtered(
 
 def entropy(logits: Tensor) -> Tensor:
     """[num_rows] float32, nats. logits: [num_rows, vocab_size], -inf where banned."""
-    return in_tiles(_logsumexp_and_entropy, logits)[:, 1]
+    return in_tiles(_logsumexp_and_entropy, logits)[:, 1].contiguous()
 
 
 def tile_rows(logits: Tensor) -> int:
