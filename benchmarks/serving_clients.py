@@ -35,6 +35,8 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """text: without space around it, which decoders of tokens treat differently."""
+
     text: str
     prompt_tokens: int
     tokens: int
@@ -82,7 +84,7 @@ class Grpc:
         )
         answer = self._stub.Generate(v1.GenerateRequest(spec=spec), timeout=_LIMIT_S)
         usage = answer.usage
-        return Answer(answer.outputs[0].text, usage.prompt_tokens, usage.completion_tokens)
+        return Answer(answer.outputs[0].text.strip(), usage.prompt_tokens, usage.completion_tokens)
 
     def counts(self) -> Counts:
         info = self._info.GetServerInfo(v1.GetServerInfoRequest(), timeout=_LIMIT_S)
@@ -141,7 +143,7 @@ class Http:
         said = json.loads(answer.body)
         usage = said["usage"]
         return Answer(
-            said["choices"][0]["message"]["content"],
+            said["choices"][0]["message"]["content"].strip(),
             usage["prompt_tokens"],
             usage["completion_tokens"],
         )

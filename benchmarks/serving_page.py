@@ -38,6 +38,8 @@ def page(figures: dict[str, Any], old: str = "") -> str:
         f"{shape['vocabulary']:,}: with so small a body the head weighs more than in an 8B model.",
         "",
     ]
+    if figures["answers equal"]:
+        lines += ["All servers gave the same text for the same prompt.", ""]
     titles = {
         "in process": "One request in process",
         "throughput": "Tokens per second over HTTP and gRPC",
