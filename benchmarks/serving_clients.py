@@ -16,21 +16,12 @@ from typing import Any, Protocol
 import grpc
 
 from benchmarks.serving_peers import prompt_text
+from benchmarks.serving_work import Work
 from benchmarks.wire import Connection, request
 from vdiff_grpc import v1
 
 _LIMIT_S = 600.0
 _CHAT = "/v1/chat/completions"
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One request. prompt: token ids."""
-
-    prompt: tuple[int, ...]
-    new: int
-    block: int
-    steps: int
 
 
 @dataclass(frozen=True, slots=True)

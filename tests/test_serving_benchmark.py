@@ -9,7 +9,8 @@ import pytest
 from benchmarks import report, serving, serving_page, serving_peers
 from benchmarks.gateways import PeerError
 from benchmarks.ideal import Arrival, StepTimes, fixed_schedule, latencies
-from benchmarks.serving import Peers, Size
+from benchmarks.serving_library import Peers
+from benchmarks.serving_work import Size
 from tests.engine.tools import LogitsRecorder, add, run_all, tiny_engine
 from vdiff_grpc.engine.strategies import FixedSchedule
 from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
