@@ -40,9 +40,9 @@ def page(figures: dict[str, Any], skipped: Sequence[str], old: str) -> str:
         f"gateway: {figures['floor ms']['JSON']:.3f} ms JSON, {figures['floor ms']['SSE']:.2f} ms "
         "SSE.",
         "",
-        _table(figures["latency"]),
+        table(figures["latency"]),
         "",
-        _table(figures["processes"]),
+        table(figures["processes"]),
         "",
         *_marks(figures),
         *[f"Left out: {reason}.\n" for reason in skipped],
@@ -67,7 +67,7 @@ def _marks(figures: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _table(rows: Sequence[report.Row]) -> str:
+def table(rows: Sequence[report.Row]) -> str:
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     lines += ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows]

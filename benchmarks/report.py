@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,11 @@ def markdown(rows: Sequence[Row], columns: Sequence[str]) -> str:
     lines = [columns, ["---"] * len(columns)]
     lines += [[_text(row[name]) for name in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def progress(text: str) -> None:
+    """A line on standard error, with the time."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def write(path: str, rows: Sequence[Row], **more: Any) -> None:

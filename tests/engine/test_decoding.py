@@ -202,5 +202,5 @@ def test_a_normaliser_has_the_same_bits_whether_a_neighbour_wants_entropies_or_n
     for _ in range(50):
         logits = torch.randn(64, 97, generator=generator) * 5
         banned = torch.randn(64, 2, generator=generator) * 5
-        log_sums, _ = stages.normaliser_and_entropy(logits, banned)
-        assert torch.equal(log_sums, stages.normaliser(logits, banned))
+        log_sums, _ = normaliser_and_entropy(logits, banned)
+        assert torch.equal(log_sums, normaliser(logits, banned))
