@@ -50,6 +50,7 @@ ENGINE_ORDER = (
     ("rng", "tokenizer", "messages", "columns", "pulse", "pace"),
     ("text", "models", "prompts"),
     ("strategy_checks", "sequence"),
+    ("waiting", "turns"),
     ("validation", "decoding", "packing", "scheduler", "told", "faults"),
     ("auxiliary",),
     ("runner",),

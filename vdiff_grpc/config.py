@@ -108,6 +108,11 @@ class ServerConfig:
     max_step_tokens: int = _option(
         _ENGINE.max_step_tokens, "canvas tokens in one forward pass", minimum=2
     )
+    target_step_tokens: int = _option(
+        _ENGINE.target_step_tokens,
+        "canvas tokens of a step on average where the running rows want more: they then take turns, "
+        "small ones more often; 0: every row is in every step",
+    )
     max_canvas_tokens: int = _option(
         _ENGINE.max_canvas_tokens, "prompt and generated tokens of a row; 0: the model's limit"
     )
@@ -210,6 +215,7 @@ class ServerConfig:
             max_running_rows=self.max_running_rows,
             max_waiting_rows=self.max_waiting_rows,
             max_step_tokens=self.max_step_tokens,
+            target_step_tokens=self.target_step_tokens,
             max_canvas_tokens=self.max_canvas_tokens,
             max_n=self.max_n,
             max_request_time_s=self.max_request_time_s,

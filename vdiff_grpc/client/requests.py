@@ -59,6 +59,7 @@ class SpecFields(InputFields, total=False):
     strategy: Strategy | None  # fixed_schedule(...), wino(...), ...: see strategies.py
     top_logprobs: int | None
     partial_on_deadline: bool | None  # the canvas as it stands, in place of TimedOutError
+    priority: int | None  # among those that wait; the smaller goes first
 
 
 def hole(length: int) -> v1.Hole:
@@ -90,6 +91,7 @@ def build_spec(
     strategy: Strategy | None = None,
     top_logprobs: int | None = None,
     partial_on_deadline: bool | None = None,
+    priority: int | None = None,
 ) -> v1.GenerationSpec:
     """The spec of both RPCs. ValueError when the input is not exactly one."""
     given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
@@ -123,6 +125,7 @@ def build_spec(
         ),
         diffusion=diffusion,
         partial_on_deadline=partial_on_deadline,
+        priority=priority,
     )
 
 

@@ -105,7 +105,10 @@ class Engine:
             auxiliary = Auxiliary(model, _fill(config, self.limits, positions, self.model.device))
         self.runner = Runner(self.model, self.info, self._banned_ids(), noise, fill, auxiliary)
         self.scheduler = Scheduler(
-            self.limits.max_running_rows, self.limits.max_waiting_rows, self.limits.max_step_tokens
+            self.limits.max_running_rows,
+            self.limits.max_waiting_rows,
+            self.limits.max_step_tokens,
+            config.target_step_tokens,
         )
         self.before_step: Callable[[Rows[Sequence]], None] = lambda rows: None
         self._max_queue_ns = int(config.max_queue_time_s * 1e9)
@@ -139,7 +142,7 @@ class Engine:
             Sequence(key, request, index, self.info, self.tokenizer)
             for index in range(request.params.n)
         ]
-        self.scheduler.add(sequences)
+        self.scheduler.add(sequences, time.monotonic_ns())
         for sequence in sequences:
             rule_of(sequence).begin(sequence)
         told = {s.index: Told(s) for s in sequences}
@@ -169,13 +172,13 @@ class Engine:
         return tuple(marks)
 
     def step(self) -> list[tuple[int, Event]]:
-        """One denoising step of all rows that fit. Returns (key, event) in order.
+        """One denoising step of the rows whose turn it is. Returns (key, event) in order.
 
         Raises what leaves the device unusable, or without memory for any step.
         """
         self.timing = None
         events = self._expire()
-        rows = self.scheduler.schedule()
+        rows = self.scheduler.schedule(time.monotonic_ns())
         if not rows:
             return events
         num_rows, now = len(rows), time.monotonic_ns()

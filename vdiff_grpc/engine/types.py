@@ -6,7 +6,7 @@ Everything here is frozen and picklable: it crosses the process boundary.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from vdiff_grpc.engine.strategies import FixedSchedule, Strategy
 
@@ -89,6 +89,7 @@ class Request:
     granularity: Granularity = Granularity.NONE
     stride: int = 1
     partial_on_deadline: bool = False
+    priority: int | None = None
 
 
 # --- what the engine is given -----------------------------------------------
@@ -136,6 +137,7 @@ class ResolvedRequest:
     seeds: one per output.
     is_template: the caller gave text after a hole, or holes: each hole's text is told.
     arrival_ns, deadline_ns: time.monotonic_ns(); one clock for all processes of a machine.
+    priority: the smaller first. caller: among whom places and steps are shared.
     """
 
     request_id: str
@@ -149,6 +151,8 @@ class ResolvedRequest:
     arrival_ns: int
     deadline_ns: int | None = None
     partial_on_deadline: bool = False
+    priority: int = 0
+    caller: str = ""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -185,15 +189,8 @@ class Tokens:
     top_tokens: tuple[TopTokens, ...] = ()
 
     def __add__(self, other: Tokens) -> Tokens:
-        return Tokens(
-            self.ids + other.ids,
-            self.positions + other.positions,
-            self.steps + other.steps,
-            self.confidences + other.confidences,
-            self.token_bytes + other.token_bytes,
-            self.text_offsets + other.text_offsets,
-            self.top_tokens + other.top_tokens,
-        )
+        columns = (getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
+        return Tokens(*columns)
 
 
 class FinishReason(enum.Enum):
@@ -390,6 +387,7 @@ class EngineConfig:
     max_running_rows: int = 32
     max_waiting_rows: int = 256
     max_step_tokens: int = 16384
+    target_step_tokens: int = 0
     max_canvas_tokens: int = 0
     max_n: int = 8
     max_request_time_s: float = 600.0
