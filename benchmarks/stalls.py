@@ -62,7 +62,7 @@ def measure(
 
         def ratio(name: str, target: int = target) -> float:
             pairs = zip(beside[target], beside[0], strict=True)
-            return statistics.median(getattr(a, name) / getattr(b, name) for a, b in pairs)
+            return float(statistics.median(getattr(a, name) / getattr(b, name) for a, b in pairs))
 
         rows.append(
             {
