@@ -94,6 +94,10 @@ def _check(entry: KeyEntry) -> None:
             f"tokens_per_minute of {entry.name!r} is for the server's key file: the gateway counts "
             "no tokens"
         )
+    if entry.min_priority is not None:
+        raise KeyFileError(
+            f"min_priority of {entry.name!r} is for the server's key file: the gateway has no queue"
+        )
 
 
 def _address(scope: Scope) -> str:

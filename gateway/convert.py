@@ -289,6 +289,8 @@ def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpe
         set_strategy(diffusion, request.strategy)
     if request.partial_on_deadline is not None:
         spec.partial_on_deadline = request.partial_on_deadline
+    if request.priority is not None:
+        spec.priority = request.priority
     return spec
 
 
@@ -302,7 +304,7 @@ def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
         return prompt + path.removeprefix("token_ids").removeprefix(".ids")
     if path.startswith(("text", "input", "chat")):
         return prompt
-    if path in ("model", "suffix"):
+    if path in ("model", "suffix", "priority"):
         return path
     if path.startswith("sampling.stop"):
         return "stop"

@@ -116,6 +116,13 @@ class CommonFields(Struct, kw_only=True):
             "is filled, finish_reason length, in place of an error."
         ),
     ] = None
+    priority: Annotated[
+        Annotated[int, Meta(ge=-100, le=100)] | None,
+        Meta(
+            description="Among the requests that wait: the smaller goes first. Default 0; below "
+            "that only with a key that may.",
+        ),
+    ] = None
     diffusing: Annotated[
         bool | None,
         Meta(

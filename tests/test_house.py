@@ -50,6 +50,7 @@ ENGINE_ORDER = (
     ("rng", "tokenizer", "messages", "columns", "pulse", "pace"),
     ("text", "models", "prompts", "blocks"),
     ("strategy_checks", "cache_checks", "sequence", "parallel"),
+    ("waiting", "turns"),
     ("validation", "decoding", "packing", "reservations", "told", "faults"),
     ("scheduler",),
     ("auxiliary",),

@@ -137,6 +137,11 @@ class ServerConfig:
         "a long prompt may add to the others' steps",
         minimum=1,
     )
+    target_step_tokens: int = _option(
+        _ENGINE.target_step_tokens,
+        "canvas tokens of a step on average where the running rows want more: they then take turns, "
+        "small ones more often; 0: every row is in every step",
+    )
     max_canvas_tokens: int = _option(
         _ENGINE.max_canvas_tokens, "prompt and generated tokens of a row; 0: the model's limit"
     )
@@ -254,6 +259,7 @@ class ServerConfig:
             max_waiting_rows=self.max_waiting_rows,
             max_step_tokens=self.max_step_tokens,
             max_prompt_tokens=self.max_prompt_tokens,
+            target_step_tokens=self.target_step_tokens,
             max_canvas_tokens=self.max_canvas_tokens,
             cache_tokens=self.cache_tokens,
             share_prompts=self.share_prompts,

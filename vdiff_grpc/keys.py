@@ -34,6 +34,8 @@ GENERATE = "generate"
 INSPECT = "inspect"
 RIGHTS = (GENERATE, INSPECT)
 
+MAX_PRIORITY = 100  # and as far below 0; the engine's limit
+
 _PREFIX = "vdiff_"
 _RANDOM_BYTES = 32
 _MAX_KEY_CHARS = 512
@@ -58,6 +60,7 @@ class KeyEntry:
     rights: tuple[str, ...] = (GENERATE,)
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    min_priority: int | None = None  # None: 0, so that nobody goes before the others
     created: str = ""  # for people
 
 
@@ -235,7 +238,11 @@ def _entry(value: Any) -> KeyEntry:
         if number is not None and (type(number) is not int or number < 1):
             raise ValueError(f"{limit} of {name!r} must be a whole number, at least 1")
         limits[limit] = number
-    return KeyEntry(name, hashes, rights, created=created, **limits)
+    priority = value.get("min_priority")
+    if priority is not None and (type(priority) is not int or abs(priority) > MAX_PRIORITY):
+        least, most = -MAX_PRIORITY, MAX_PRIORITY
+        raise ValueError(f"min_priority of {name!r} must be a whole number from {least} to {most}")
+    return KeyEntry(name, hashes, rights, created=created, min_priority=priority, **limits)
 
 
 def _strings(value: Any) -> tuple[str, ...] | None:

@@ -34,6 +34,7 @@ def test_a_key_is_printed_once_and_its_hash_is_kept(call, path: Path) -> None:
     code, out, err = call(
         *("keys", "add", "search", "--rights", "generate,inspect"),
         *("--requests-per-minute", "60", "--tokens-per-minute", "5000"),
+        *("--min-priority", "-3"),
     )
     assert (code, out.count("\n")) == (0, 1)
     assert "only time" in err
@@ -43,10 +44,12 @@ def test_a_key_is_printed_once_and_its_hash_is_kept(call, path: Path) -> None:
     assert entry.sha256 == (keys.digest(key),)
     assert (entry.name, entry.rights) == ("search", ("generate", "inspect"))
     assert (entry.requests_per_minute, entry.tokens_per_minute) == (60, 5000)
+    assert entry.min_priority == -3
     assert key not in path.read_text()
     assert call("keys", "list") == (
         0,
-        "search\tgenerate,inspect\t60 requests per minute\t5000 tokens per minute\n",
+        "search\tgenerate,inspect\t60 requests per minute\t5000 tokens per minute\t"
+        "priority -3 and above\n",
         "",
     )
 

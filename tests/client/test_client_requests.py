@@ -43,6 +43,7 @@ def test_every_parameter_reaches_its_field() -> None:
         cfg_scale=1.5,
         strategy=confidence_threshold(0.75),
         top_logprobs=8,
+        priority=-4,
     )
     assert spec == v1.GenerationSpec(
         text="a",
@@ -66,6 +67,7 @@ def test_every_parameter_reaches_its_field() -> None:
             cfg_scale=1.5,
             confidence_threshold=v1.ConfidenceThreshold(threshold=0.75),
         ),
+        priority=-4,
     )
 
 

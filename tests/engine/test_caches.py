@@ -59,7 +59,7 @@ def whole_logits(engine: Engine, canvas: np.ndarray, heads: np.ndarray) -> torch
 
 def engine_rule(engine: Engine):  # type: ignore[no-untyped-def]
     add(engine, 999, asked((1,), 4))
-    rule = engine.scheduler.waiting[0].mask_rule
+    rule = next(iter(engine.scheduler.waiting)).mask_rule
     engine.abort(999)
     return rule
 

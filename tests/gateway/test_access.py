@@ -116,9 +116,10 @@ async def test_a_key_file_that_cannot_be_honoured_is_named_at_the_start(tmp_path
             path.unlink()
         with pytest.raises(KeyFileError, match=words):
             await Gateway.start(GatewayConfig(port=0, api_keys=str(path)))
-    keys.save(path, [KeyEntry("web", (keys.digest(KEY),), tokens_per_minute=5)])
-    with pytest.raises(KeyFileError, match="tokens_per_minute of 'web'"):
-        await Gateway.start(GatewayConfig(port=0, api_keys=str(path)))
+    for setting in ("tokens_per_minute", "min_priority"):
+        keys.save(path, [KeyEntry("web", (keys.digest(KEY),), **{setting: 5})])
+        with pytest.raises(KeyFileError, match=f"{setting} of 'web'"):
+            await Gateway.start(GatewayConfig(port=0, api_keys=str(path)))
 
 
 # --- rate limit -------------------------------------------------------------

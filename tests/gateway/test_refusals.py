@@ -55,6 +55,7 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "steps"),
     ({"block_length": "all"}, "block_length"),
     ({"cfg_scale": 17}, "cfg_scale"),
+    ({"priority": 101}, "priority"),
     ({"strategy": "confidence_threshold"}, "strategy"),
     ({"strategy": {}}, "strategy.type"),
     ({"strategy": {"type": "greedy"}}, "strategy.type"),

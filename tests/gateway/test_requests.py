@@ -55,6 +55,18 @@ def test_a_request_without_a_fit_id_gets_a_new_one(http: httpx.Client, given: st
     assert ids[0] != ids[1]
 
 
+def test_a_priority_reaches_the_server_which_decides(client: openai.OpenAI) -> None:
+    def ask(priority: int) -> str:
+        reply = client.completions.create(
+            model="demo", prompt="x", max_tokens=2, seed=1, extra_body={"priority": priority}
+        )
+        return reply.choices[0].text
+
+    assert ask(0) == ask(7)
+    with pytest.raises(openai.PermissionDeniedError, match=r"priority \(-1\) is below"):
+        ask(-1)
+
+
 def test_the_client_sees_the_id_and_the_time(client: openai.OpenAI) -> None:
     reply = client.completions.with_raw_response.create(model="demo", prompt="x", max_tokens=2)
     assert reply.request_id == reply.headers["x-request-id"]

@@ -39,6 +39,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     for unit in ("requests", "tokens"):
         add.add_argument(f"--{unit}-per-minute", type=_limit, metavar="N", help="default: no limit")
+    add.add_argument(
+        "--min-priority",
+        type=_priority,
+        metavar="N",
+        help="the smallest priority it may ask for, and so go before others (default 0)",
+    )
     _action(actions, "rotate", _rotate, "make a new key for a caller; the last one stays valid")
     _action(actions, "remove", _remove, "make a caller's keys invalid")
     listing = actions.add_parser("list", help="print who has keys", allow_abbrev=False)
@@ -65,6 +71,7 @@ def _add(path: Path, args: argparse.Namespace) -> None:
         args.rights,
         args.requests_per_minute,
         args.tokens_per_minute,
+        args.min_priority,
         datetime.now(UTC).strftime("%Y-%m-%d"),
     )
     keys.save(path, (*entries, entry))
@@ -103,6 +110,8 @@ def _list(path: Path, args: argparse.Namespace) -> None:
             )
             if number is not None
         ]
+        if entry.min_priority is not None:
+            limits.append(f"priority {entry.min_priority} and above")
         print(entry.name, ",".join(entry.rights) or "no rights", *limits, sep="\t")
 
 
@@ -151,3 +160,13 @@ def _limit(text: str) -> int:
 
 
 _limit.__name__ = "whole number"  # argparse names the type of what int() refuses
+
+
+def _priority(text: str) -> int:
+    number = int(text)
+    if abs(number) > keys.MAX_PRIORITY:
+        raise argparse.ArgumentTypeError(f"{number} is not within {keys.MAX_PRIORITY} of 0")
+    return number
+
+
+_priority.__name__ = "whole number"

@@ -68,6 +68,7 @@ class SpecFields(InputFields, total=False):
     cache: Cache | None
     cache_refresh_steps: int | None
     partial_on_deadline: bool | None  # the canvas as it stands, in place of TimedOutError
+    priority: int | None  # among those that wait; the smaller goes first
 
 
 def hole(length: int) -> v1.Hole:
@@ -101,6 +102,7 @@ def build_spec(
     cache: Cache | None = None,
     cache_refresh_steps: int | None = None,
     partial_on_deadline: bool | None = None,
+    priority: int | None = None,
 ) -> v1.GenerationSpec:
     """The spec of both RPCs. ValueError when the input is not exactly one."""
     given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
@@ -140,6 +142,7 @@ def build_spec(
         ),
         diffusion=diffusion,
         partial_on_deadline=partial_on_deadline,
+        priority=priority,
     )
 
 

@@ -68,8 +68,6 @@ def _fill(
     filler = min(FILLER_LENGTH, positions)
     if config.batch_invariant:
         step = limits.max_step_tokens
-        if limits.max_cache_tokens:
-            step += config.max_prompt_tokens
         return Fill(step, step, filler_length=filler, merge=False, backends=backends)
     alone = model.device.type == "cpu" and torch.get_num_threads() > 1
     return Fill(filler_length=filler, merge=not alone, backends=backends)
@@ -139,6 +137,7 @@ class Engine:
             Reservations.of_tokens(
                 kept, page_tokens(self.info.block_length), beside, shares=config.share_prompts
             ),
+            config.target_step_tokens,
         )
         self.before_step: Callable[[Rows[Sequence]], None] = lambda rows: None
         self._max_queue_ns = int(config.max_queue_time_s * 1e9)
@@ -162,7 +161,7 @@ class Engine:
         return Statistics(
             **self._counts,
             running_rows=len(self.scheduler.running),
-            waiting_rows=len(self.scheduler.waiting),
+            waiting_rows=self.scheduler.num_waiting,
             cache_tokens=self.scheduler.reservations.num_held_tokens,
         )
 
@@ -177,7 +176,7 @@ class Engine:
             Sequence(key, request, index, self.info, self.tokenizer)
             for index in range(request.params.n)
         ]
-        self.scheduler.add(sequences)
+        self.scheduler.add(sequences, time.monotonic_ns())
         for sequence in sequences:
             rule_of(sequence).begin(sequence)
         told = {s.index: Told(s) for s in sequences}
@@ -207,13 +206,13 @@ class Engine:
         return tuple(marks)
 
     def step(self) -> list[tuple[int, Event]]:
-        """One denoising step of all rows that fit. Returns (key, event) in order.
+        """One denoising step of the rows whose turn it is. Returns (key, event) in order.
 
         Raises what leaves the device unusable, or without memory for any step.
         """
         self.timing = None
         events = self._expire()
-        rows = self.scheduler.schedule()
+        rows = self.scheduler.schedule(time.monotonic_ns())
         if not rows:
             return events
         num_rows, now = len(rows), time.monotonic_ns()

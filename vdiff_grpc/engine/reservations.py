@@ -37,10 +37,13 @@ class Reservations:
         """Places of the model's that belong to running rows."""
         return self.pages.num_held * self.pages.page_tokens
 
+    def follows(self, row: Sequence) -> bool:
+        """Whether a running row is reading what this one begins with."""
+        names = self._names(row)
+        return bool(names) and self.pages.is_coming(names)
+
     def take(self, row: Sequence) -> bool:
         """Whether the row has its pages now: all of them, or none."""
-        if self.pages.is_coming(self._names(row)):
-            return False  # a neighbour is computing what this row begins with
         leases: dict[int, Lease] = {}
         for stream, pages in self._wanted(row).items():
             names = self._names(row) if stream == CANVAS else ()

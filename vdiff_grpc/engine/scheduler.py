@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from vdiff_grpc.engine.reservations import Reservations
 from vdiff_grpc.engine.sequence import Sequence
+from vdiff_grpc.engine.turns import Turns
+from vdiff_grpc.engine.waiting import Waiting
 from vdiff_grpc.errors import QueueFullError
 
 
 class Scheduler:
-    """First come, first served, within limits of rows, tokens per step and memory.
+    """Gives places to waiting rows, and turns to running ones, within limits of rows and tokens.
 
-    A row that runs takes part in every step until it is finished; it may join and leave between
-    any two steps, whatever the others are doing. Before its first step its prompt is read, page by
-    page: of all prompts together so many tokens a step that the others' steps stay short.
+    A row may join and leave between any two steps, whatever the others are doing. Without a
+    target_step_tokens (0) every running row is in every step that max_step_tokens has room for.
+    A row that keeps keys and values is admitted with the memory for all of them. Before its first
+    step its prompt is read, page by page: of all prompts together at most max_prompt_tokens in a
+    step, so that the others' steps stay short.
     """
 
     def __init__(
@@ -24,60 +26,95 @@ class Scheduler:
         max_step_tokens: int,
         max_prompt_tokens: int,
         reservations: Reservations,
+        target_step_tokens: int = 0,
     ) -> None:
-        """max_prompt_tokens: of prompts in one step."""
         self.max_running_rows = max_running_rows
         self.max_waiting_rows = max_waiting_rows
         self.max_step_tokens = max_step_tokens
-        self.max_prompt_tokens = max_prompt_tokens
+        self.max_prompt_tokens = min(max_prompt_tokens, max_step_tokens)
         self.reservations = reservations
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = Waiting()
         self.running: list[Sequence] = []
+        # Rows that wait for a running one to read what they begin with; others pass.
+        self._following: list[Sequence] = []
+        target = min(target_step_tokens or max_step_tokens, max_step_tokens)
+        self._turns = Turns(target, max_step_tokens)
 
-    def add(self, sequences: list[Sequence]) -> None:
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting) + len(self._following)
+
+    def add(self, sequences: list[Sequence], now_ns: int) -> None:
         """Puts a request's rows in the queue. Raises QueueFullError when they do not fit."""
         room = self.max_running_rows + self.max_waiting_rows
-        held = len(self.running) + len(self.waiting)
+        held = len(self.running) + self.num_waiting
         if held + len(sequences) > room:
             raise QueueFullError(
                 f"{len(sequences)} rows do not fit: {held} of {room} places are taken"
             )
-        self.waiting.extend(sequences)
+        for sequence in sequences:
+            self.waiting.add(sequence, now_ns)
 
-    def schedule(self) -> list[Sequence]:
-        """The rows of the next step: those that run, and whoever waits first and still fits."""
-        tokens = sum(sequence.num_step_tokens for sequence in self.running)
-        while self.waiting and len(self.running) < self.max_running_rows:
-            tokens += self.waiting[0].num_step_tokens
-            if self.running and tokens > self.max_step_tokens:
-                break
-            if not self.reservations.take(self.waiting[0]):
-                break
-            self.running.append(self.waiting.popleft())
-        return self._with_pages()
+    def schedule(self, now_ns: int) -> list[Sequence]:
+        """The rows of the next step, in the order in which they got their places."""
+        self._admit(now_ns)
+        self._share_prompts()
+        rows = [row for row in self.running if row.num_pages_now or not row.num_pages_ahead]
+        if not rows:
+            return []
+        costs = [self._cost(row) for row in rows]
+        chosen = self._turns.choose(rows, costs)
+        for i in chosen:
+            self.waiting.charge(rows[i].request.caller, costs[i])
+        return [rows[i] for i in chosen]
 
     def remove(self, gone: set[int]) -> None:
         """Takes out every row of the requests with these keys."""
         self._leave([s for s in self.running if s.key in gone])
-        self.waiting = deque(s for s in self.waiting if s.key not in gone)
+        self._following = [s for s in self._following if s.key not in gone]
+        self.waiting.remove(gone)
 
     def remove_finished(self) -> None:
         self._leave([s for s in self.running if s.finished])
 
-    def _leave(self, rows: list[Sequence]) -> None:
-        for row in rows:
-            self.reservations.give_back(row)
-        if rows:
-            self.running = [s for s in self.running if s not in rows]
+    def _admit(self, now_ns: int) -> None:
+        """Whoever waits first and does not fit yet is waited for: nobody passes."""
+        tokens = sum(row.num_step_tokens for row in self.running)
+        for row in list(self._following):
+            if self.reservations.follows(row):
+                continue
+            if not self._fits(row, tokens):
+                return
+            self._following.remove(row)
+            self.running.append(row)
+            tokens += row.num_step_tokens
+        while self.waiting:
+            row = self.waiting.first(now_ns)
+            if self.reservations.follows(row):
+                self._following.append(self.waiting.take(now_ns))
+                continue
+            if not self._fits(row, tokens):
+                return
+            self.running.append(self.waiting.take(now_ns))
+            tokens += row.num_step_tokens
 
-    def _with_pages(self) -> list[Sequence]:
-        """The running rows that do something in the next step.
+    def _fits(self, row: Sequence, running_tokens: int) -> bool:
+        """Whether there is a place for a waiting row, and then it has its memory.
 
-        Rows that still read take a page each in turn: a long prompt does not hold up a short one.
+        running_tokens: what those that run want.
         """
-        reading = [row for row in self.running if row.num_pages_ahead]
+        if self.running and (
+            len(self.running) >= self.max_running_rows
+            or running_tokens + row.num_step_tokens > self.max_step_tokens
+        ):
+            return False
+        return self.reservations.take(row)
+
+    def _share_prompts(self) -> None:
+        """A page each in turn: a long prompt does not hold up a short one."""
         for row in self.running:
             row.num_pages_now = 0
+        reading = [row for row in self.running if row.num_pages_ahead]
         left = self.max_prompt_tokens
         while reading and left > 0:
             for row in reading:
@@ -86,4 +123,14 @@ class Scheduler:
                 row.num_pages_now += 1
                 left -= row.page_tokens * row.num_streams
             reading = [row for row in reading if row.num_pages_now < row.num_pages_ahead]
-        return [row for row in self.running if row.num_pages_now or not row.num_pages_ahead]
+
+    def _cost(self, row: Sequence) -> int:
+        """Tokens that the row computes in the next step, if it takes part."""
+        pages = row.num_pages_now * row.page_tokens * row.num_streams
+        return pages or row.num_step_tokens
+
+    def _leave(self, rows: list[Sequence]) -> None:
+        for row in rows:
+            self.reservations.give_back(row)
+        if rows:
+            self.running = [s for s in self.running if s not in rows]

@@ -148,10 +148,8 @@ class Sequence:
 
     @property
     def num_step_tokens(self) -> int:
-        """Most canvas tokens that one step of this row computes, pages of its prompt aside."""
-        length = len(self.ids)
-        if self.policy.shares:
-            length = min(length, self.page_tokens + self.block_length)
+        """Most canvas tokens that the next step of this row computes, pages of its prompt aside."""
+        length = self.policy.most(self, self.leases.get(CANVAS))
         tokens = self.params.strategy.step_tokens(length, self.block_length)
         return tokens * self.num_streams
 

@@ -6,7 +6,7 @@ Everything here is frozen and picklable: it crosses the process boundary.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.strategies import FixedSchedule, Strategy
@@ -92,6 +92,7 @@ class Request:
     granularity: Granularity = Granularity.NONE
     stride: int = 1
     partial_on_deadline: bool = False
+    priority: int | None = None
 
 
 # --- what the engine is given -----------------------------------------------
@@ -140,6 +141,7 @@ class ResolvedRequest:
     spans: cover the canvas in order, without gaps. seeds: one per output.
     is_template: the caller gave text after a hole, or holes: each hole's text is told.
     arrival_ns, deadline_ns: time.monotonic_ns(); one clock for all processes of a machine.
+    priority: the smaller first. caller: among whom places and steps are shared.
     """
 
     request_id: str
@@ -153,6 +155,8 @@ class ResolvedRequest:
     arrival_ns: int
     deadline_ns: int | None = None
     partial_on_deadline: bool = False
+    priority: int = 0
+    caller: str = ""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -186,15 +190,8 @@ class Tokens:
     top_tokens: tuple[TopTokens, ...] = ()  # empty unless SamplingParams.top_logprobs
 
     def __add__(self, other: Tokens) -> Tokens:
-        return Tokens(
-            self.ids + other.ids,
-            self.positions + other.positions,
-            self.steps + other.steps,
-            self.confidences + other.confidences,
-            self.token_bytes + other.token_bytes,
-            self.text_offsets + other.text_offsets,
-            self.top_tokens + other.top_tokens,
-        )
+        columns = (getattr(self, f.name) + getattr(other, f.name) for f in fields(self))
+        return Tokens(*columns)
 
 
 class FinishReason(enum.Enum):
@@ -402,6 +399,7 @@ class EngineConfig:
     max_waiting_rows: int = 256
     max_step_tokens: int = 16384
     max_prompt_tokens: int = 1024
+    target_step_tokens: int = 0
     max_canvas_tokens: int = 0
     cache_tokens: int = 0
     share_prompts: bool = True

@@ -49,6 +49,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARS = 256
 MAX_SEED = 2**64 - 1
 MAX_TOP_LOGPROBS = 20
+MAX_PRIORITY = 100  # and as far below 0
 
 
 def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
@@ -129,6 +130,9 @@ def resolve(
     asked, base = request.params, defaults(info, limits)
     if request.stride < 1:
         bad.add("options.stride", f"stride ({request.stride}) must be at least 1")
+    priority = _or(request.priority, 0)
+    if abs(priority) > MAX_PRIORITY:
+        bad.add("priority", f"priority ({priority}) is not in [-{MAX_PRIORITY}, {MAX_PRIORITY}]")
     _check_sampling(asked, info, limits, bad)
     _check_stop_ids(asked, info, tokenizer, bad)
     strategy = resolve_strategy(_wanted(asked, info), info, bad)
@@ -230,6 +234,7 @@ def resolve(
         arrival_ns=arrival,
         deadline_ns=arrival + int(limits.max_request_time_s * 1e9),
         partial_on_deadline=request.partial_on_deadline,
+        priority=priority,
     )
 
 

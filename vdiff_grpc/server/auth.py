@@ -53,10 +53,14 @@ _COUNTED = (
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever calls. The name is fit for logs; empty: nobody has asked for one."""
+    """Whoever calls. The name is fit for logs; empty: nobody has asked for one.
+
+    min_priority: the smallest that its requests may have, and go first by.
+    """
 
     name: str
     rights: frozenset[str]
+    min_priority: int = 0
 
     def may(self, right: str) -> bool:
         return right in self.rights
@@ -110,7 +114,7 @@ class Gatekeeper(aio.ServerInterceptor):
             if entry is None:
                 raise UnauthenticatedError("the API key is not valid here")
             name = entry.name
-            caller = Caller(name, frozenset(entry.rights))
+            caller = Caller(name, frozenset(entry.rights), entry.min_priority or 0)
             _require(caller, rpc)
             if rpc in _COUNTED:
                 self._limits.take_request(entry)

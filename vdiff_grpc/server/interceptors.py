@@ -52,6 +52,7 @@ class Call:
     request_id: str
     caller: str = ""  # the key's name, or the certificate's; empty: nobody has asked for one
     rights: frozenset[str] = frozenset(RIGHTS)
+    min_priority: int = 0
     peer: str = ""  # as gRPC names it: ipv4:127.0.0.1:53412
     allowance: Allowance = field(default_factory=Allowance)
     deadline_ns: int | None = None  # time.monotonic_ns()
@@ -215,6 +216,7 @@ def _met(rpc: str, context: Context) -> Call:
         uuid.uuid4().hex,
         caller=caller.name,
         rights=caller.rights,
+        min_priority=caller.min_priority,
         peer=context.peer(),
         allowance=visit.allowance,
     )

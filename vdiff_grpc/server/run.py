@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from vdiff_grpc.engine.messages import Mark
 from vdiff_grpc.engine.types import Event, Failed, Finished, ResolvedRequest
+from vdiff_grpc.errors import PermissionDeniedError
 from vdiff_grpc.server.request_stream import RequestStream
 
 
@@ -14,10 +15,10 @@ from vdiff_grpc.server.request_stream import RequestStream
 class Origin:
     """Who asks, and what that means for it.
 
-    caller: the name of its key, for counters. group: who shares request ids and a limit of open
-    calls. is_named: the caller chose the request's id, that of retries. charge: may refuse the request once it is resolved, by raising.
+    caller: the name of its key, for counters. group: who shares request ids, a limit of open
+    calls and one share of the engine. is_named: the caller chose the request's id, that of retries. charge: may refuse the request once it is resolved, by raising.
     settle: is told the tokens that were used in the end. on_mark: is told the phases of a request
-    that enters the engine for this caller; None: nobody wants to know.
+    that enters the engine for this caller; None: nobody wants to know. min_priority: of its requests.
     """
 
     caller: str = ""
@@ -26,6 +27,20 @@ class Origin:
     charge: Callable[[ResolvedRequest], None] = lambda _: None
     settle: Callable[[int], None] = lambda _: None
     on_mark: Callable[[Mark], None] | None = None
+    min_priority: int = 0
+
+    def priority(self, asked: int | None) -> int:
+        """Of a request; said nothing, the first that this caller may have from 0 on.
+
+        Raises PermissionDeniedError.
+        """
+        if asked is None:
+            return max(0, self.min_priority)
+        if asked < self.min_priority:
+            raise PermissionDeniedError(
+                f"priority ({asked}) is below the smallest of this caller ({self.min_priority})"
+            )
+        return asked
 
 
 @dataclass(slots=True, eq=False)

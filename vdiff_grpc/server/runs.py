@@ -96,7 +96,8 @@ class Runs:
         With an id that the caller chose it may join a request that runs, or get an answer kept.
         deadline_ns: time.monotonic_ns() at which the caller no longer waits.
         Raises InvalidRequestError, QueueFullError, CallerLimitError, RequestIdConflictError,
-        QuarantinedError, EngineUnavailableError, or what `origin.charge` raises.
+        QuarantinedError, EngineUnavailableError, PermissionDeniedError, or what `origin.charge`
+        raises.
         """
         self._admission.open_call(origin.group)
 
@@ -104,6 +105,8 @@ class Runs:
             self._admission.close_call(origin.group)
 
         try:
+            priority = origin.priority(request.priority)
+            request = dataclasses.replace(request, priority=priority)
             content = content_of(request)
             if not (origin.is_named and self._retries.remembers):
                 run = await self._admit(request, content, deadline_ns, origin)
@@ -232,7 +235,11 @@ class Runs:
         limit_ns = resolved.deadline_ns
         if deadline_ns is not None:
             deadline_ns = min(deadline_ns, limit_ns or deadline_ns)
-            resolved = dataclasses.replace(resolved, deadline_ns=deadline_ns)
+        resolved = dataclasses.replace(
+            resolved,
+            deadline_ns=limit_ns if deadline_ns is None else deadline_ns,
+            caller=origin.group,
+        )
         self._next_key += 1
         run = Run(
             self._next_key,

@@ -156,7 +156,15 @@ def origin(call: Call, *, is_named: bool) -> Origin:
 
     trace = call.trace
     on_mark = trace.note if trace is not None and trace.place.is_sampled else None
-    return Origin(call.caller, group(call), is_named, charge, call.allowance.settle, on_mark)
+    return Origin(
+        call.caller,
+        group(call),
+        is_named,
+        charge,
+        call.allowance.settle,
+        on_mark,
+        call.min_priority,
+    )
 
 
 async def converted(convert: Callable[..., _T], message: Message, *more: object) -> _T:

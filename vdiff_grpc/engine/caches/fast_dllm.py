@@ -25,14 +25,24 @@ class KeepPrefix(CachePolicy):
 
     def part(self, canvas: Canvas, lease: Lease | None, positions: Ints) -> Part:
         assert lease is not None, "a row that keeps has its pages"
-        num, refresh = canvas.num_tokens, canvas.cache_refresh_steps
-        if not lease.length or (refresh and lease.age >= refresh):
+        num = canvas.num_tokens
+        if self._is_stale(canvas, lease):
             return Part(0, num, Kept(lease, ((0, 0),), 0, num))
         begin, end = self._computed(canvas)
         return Part(begin, end, Kept(lease, ((0, begin), (end, num)), begin, 0))
 
+    def most(self, canvas: Canvas, lease: Lease | None) -> int:
+        if lease is None or self._is_stale(canvas, lease):
+            return canvas.num_tokens
+        begin, end = self._computed(canvas)
+        return end - begin
+
     def enter_block(self, lease: Lease) -> None:
         lease.length = 0
+
+    def _is_stale(self, canvas: Canvas, lease: Lease) -> bool:
+        refresh = canvas.cache_refresh_steps
+        return not lease.length or (refresh > 0 and lease.age >= refresh)
 
     def _computed(self, canvas: Canvas) -> tuple[int, int]:
         return max(int(canvas.block_positions()[0]) - canvas.shift, 0), canvas.num_tokens

@@ -55,11 +55,12 @@ class Canvas(Protocol):
     """What a policy knows of a row.
 
     num_tokens: of the canvas. shift: logits of position p - shift predict position p.
-    attention_block: tokens of a block that is settled as a whole. cache_refresh_steps: passes
+    page_tokens: of a page. attention_block: tokens of a block that is settled as a whole. cache_refresh_steps: passes
     after which what is kept is computed anew; 0: never inside a block.
     """
 
     shift: int
+    page_tokens: int
     cache_refresh_steps: int
 
     @property
@@ -83,6 +84,10 @@ class CachePolicy:
     def part(self, canvas: Canvas, lease: Lease | None, positions: Ints) -> Part:
         """positions: whose logits are wanted, ascending."""
         raise NotImplementedError
+
+    def most(self, canvas: Canvas, lease: Lease | None) -> int:
+        """Most tokens of a part that the next step computes; lease: None before there is one."""
+        return canvas.num_tokens
 
     def enter_block(self, lease: Lease) -> None:
         """The row goes on to its next block."""

@@ -33,6 +33,10 @@ class KeepSettled(CachePolicy):
             end = min(canvas.num_tokens, begin + keep + block)
         return Part(begin, end, Kept(lease, ((0, begin),), begin, keep))
 
+    def most(self, canvas: Canvas, lease: Lease | None) -> int:
+        """What is left of the prompt, less than a page, comes with the first block."""
+        return min(canvas.num_tokens, canvas.page_tokens + canvas.attention_block)
+
 
 def whole_pages(prompt: Ints, shift: int, page_tokens: int) -> tuple[bytes, ...]:
     """The pages of a prompt that are computed as such: what stands in each.

@@ -116,7 +116,8 @@ def request_of(
     if violations or prompt is None:
         raise InvalidRequestError(violations)
     partial = spec.partial_on_deadline
-    return types.Request(prompt, params, name, granularity, stride, partial)
+    priority = spec.priority if spec.HasField("priority") else None
+    return types.Request(prompt, params, name, granularity, stride, partial, priority)
 
 
 def prompt_of(request: v1.CountTokensRequest) -> types.Prompt:

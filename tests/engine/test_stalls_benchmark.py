@@ -1,0 +1,12 @@
+"""The benchmark of stalls runs, and counts what turns do."""
+
+from __future__ import annotations
+
+from benchmarks.stalls import measure
+
+
+def test_with_turns_a_long_canvas_is_in_fewer_of_a_short_ones_steps() -> None:
+    off, on = measure(long=256, short=32, num_steps=8, targets=[64], num_rounds=1)
+    assert (off["steps"], off["of the long"]) == (8, 8)
+    assert on["steps"] == 8
+    assert 1 <= on["of the long"] <= 2
