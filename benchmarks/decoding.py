@@ -26,12 +26,11 @@ from benchmarks import curve, report
 from benchmarks.tasks import TASKS, Instance, Task
 from vdiff_grpc.engine import strategies as s
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.events import Failed, Finished
 from vdiff_grpc.engine.types import (
     ChatMessage,
     ChatPrompt,
     EngineConfig,
-    Failed,
-    Finished,
     Granularity,
     Request,
     RequestParams,

@@ -46,15 +46,16 @@ ONLY: dict[str, tuple[str, ...]] = {
 # Inside the engine: a file's rank; it imports what has a lower one, or stands in its own folder.
 ENGINE_ORDER = (
     ("strategies", "exact", "caches", "kernels"),
-    ("types", "attention"),
+    ("types", "events", "attention"),
     ("rng", "tokenizer", "messages", "columns", "pulse", "pace"),
     ("text", "models", "prompts", "blocks"),
-    ("strategy_checks", "cache_checks", "sequence", "parallel"),
+    ("strategy_checks", "cache_checks", "stop_checks", "sequence", "parallel"),
     ("waiting", "turns"),
     ("validation", "decoding", "packing", "reservations", "told", "faults"),
     ("scheduler",),
     ("auxiliary",),
     ("runner",),
+    ("assembly",),
     ("engine",),
     ("worker",),
 )

@@ -22,10 +22,9 @@ from tests.engine.tools import (
 from vdiff_grpc.engine.attention import AttentionLayout
 from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.events import Event, Finished
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, EntropyBound, Klass, Wino
 from vdiff_grpc.engine.types import (
-    Event,
-    Finished,
     Granularity,
     Hole,
     InfillPrompt,

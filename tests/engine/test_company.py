@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.engine.tools import GOLDEN, LogitsRecorder, add, finished, run_all, tiny_engine
+from vdiff_grpc.engine.events import Event
 from vdiff_grpc.engine.strategies import (
     STRATEGIES,
     AdaptiveConfidence,
@@ -32,7 +33,6 @@ from vdiff_grpc.engine.strategies import (
     Wino,
 )
 from vdiff_grpc.engine.types import (
-    Event,
     Granularity,
     Hole,
     InfillPrompt,

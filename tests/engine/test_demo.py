@@ -10,13 +10,11 @@ import pytest
 
 from training.tasks import HOLES, draw_digits, draw_row, row_ask, row_is_right, task_text
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.events import Event, Finished, FinishReason
 from vdiff_grpc.engine.types import (
     ChatMessage,
     ChatPrompt,
     EngineConfig,
-    Event,
-    Finished,
-    FinishReason,
     Prompt,
     Request,
     RequestParams,

@@ -11,17 +11,14 @@ import pytest
 
 from tests.engine.tools import GOLDEN, finished, run, same_in_company, tiny_engine
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.events import Committed, Event, Finished, StepUpdate
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, FixedSchedule, FreeDave
 from vdiff_grpc.engine.types import (
-    Committed,
-    Event,
-    Finished,
     Granularity,
     Hole,
     InfillPrompt,
     Request,
     RequestParams,
-    StepUpdate,
     TokensPrompt,
 )
 

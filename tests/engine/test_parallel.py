@@ -17,6 +17,7 @@ from tests.engine.test_company import canvases, mixed_requests
 from tests.engine.tools import GOLDEN, TINY, LogitsRecorder, add, run_all, tiny_engine
 from tests.golden.test_masked_lm import build
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.events import Event
 from vdiff_grpc.engine.messages import Ended
 from vdiff_grpc.engine.parallel.messages import Part
 from vdiff_grpc.engine.parallel.model import ParallelModel
@@ -24,7 +25,6 @@ from vdiff_grpc.engine.parallel.ranks import RankLostError, Ranks
 from vdiff_grpc.engine.types import (
     AttentionPattern,
     EngineConfig,
-    Event,
     Granularity,
     Request,
     RequestParams,

@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 
 from tests.engine.tools import add, finished, run_all, tiny_engine
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.events import CanvasSnapshot, Committed, StepUpdate
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, FixedSchedule, Remasking
 from vdiff_grpc.engine.types import (
-    CanvasSnapshot,
-    Committed,
     Granularity,
     Hole,
     InfillPrompt,
     Prompt,
     Request,
     RequestParams,
-    StepUpdate,
     TokensPrompt,
 )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vdiff_grpc.engine.events import Committed, FinishReason
 from vdiff_grpc.engine.text import TextEnd, TextStream
-from vdiff_grpc.engine.types import Committed, FinishReason
 
 END = 999
 

@@ -10,7 +10,8 @@ import torch
 from tests.engine.test_company import mixed_requests
 from tests.engine.tools import GOLDEN, LogitsRecorder, finished, run_all, tiny_engine
 from vdiff_grpc.engine.engine import Engine
-from vdiff_grpc.engine.types import Event, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.events import Event
+from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
 from vdiff_grpc.engine.validation import resolve
 
 

@@ -10,20 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from vdiff_grpc.engine.assembly import banned_ids
 from vdiff_grpc.engine.columns import Action, Columns
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.events import Event, Finished, StepUpdate
 from vdiff_grpc.engine.packing import PackedStep
 from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import Runner
 from vdiff_grpc.engine.sequence import Sequence
-from vdiff_grpc.engine.types import (
-    EngineConfig,
-    Event,
-    Finished,
-    Granularity,
-    Request,
-    StepUpdate,
-)
+from vdiff_grpc.engine.types import EngineConfig, Granularity, Request
 from vdiff_grpc.engine.validation import resolve
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "data"
@@ -120,7 +115,7 @@ class LogitsRecorder(Runner):
         recorder = cls(
             engine.model,
             engine.info,
-            engine._banned_ids(),
+            banned_ids(engine.model, engine.info, engine.tokenizer),
             engine.runner.noise,
             engine.runner.fill,
             engine.runner.auxiliary,

@@ -16,6 +16,7 @@ from tests.engine.tools import GOLDEN, add, finished, run, run_all, tiny_engine,
 from vdiff_grpc.engine.attention import CAUSAL, AttentionLayout
 from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.events import Event
 from vdiff_grpc.engine.models import loader
 from vdiff_grpc.engine.strategies import (
     AdaptiveParallel,
@@ -24,7 +25,6 @@ from vdiff_grpc.engine.strategies import (
     Strategy,
 )
 from vdiff_grpc.engine.types import (
-    Event,
     Granularity,
     Hole,
     InfillPrompt,

@@ -19,22 +19,19 @@ from tests.golden.fed import FedDraws
 from vdiff_grpc.engine.attention import FULL
 from vdiff_grpc.engine.columns import Variant
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.events import Event, FinishReason, StepUpdate, UpdateKind
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.models.diffusion_gemma_network import CanvasState, DiffusionGemmaModel
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, UniformNoise
 from vdiff_grpc.engine.types import (
     AttentionPattern,
-    Event,
-    FinishReason,
     Granularity,
     Hole,
     InfillPrompt,
     Request,
     RequestParams,
-    StepUpdate,
     TokensPrompt,
-    UpdateKind,
 )
 from vdiff_grpc.engine.validation import resolve
 from vdiff_grpc.errors import CheckpointError, InvalidRequestError

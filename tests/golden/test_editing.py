@@ -8,17 +8,15 @@ from typing import Any
 import pytest
 
 from tests.engine.tools import GOLDEN, add, finished, run, run_all, tiny_engine
+from vdiff_grpc.engine.events import Event, StepUpdate, UpdateKind
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, Editing, FixedSchedule
 from vdiff_grpc.engine.types import (
-    Event,
     Granularity,
     Hole,
     InfillPrompt,
     Request,
     RequestParams,
-    StepUpdate,
     TokensPrompt,
-    UpdateKind,
 )
 
 CASES = [

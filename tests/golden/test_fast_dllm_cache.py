@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.engine.tools import GOLDEN, finished, run, tiny_engine, trajectory
+from vdiff_grpc.engine.assembly import banned_ids
 from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.packing import PackedStep
@@ -33,7 +34,12 @@ def record_spans(engine: Engine, spans: list[list[int]]) -> None:
             return super().forward(packed)
 
     runner = engine.runner
-    engine.runner = Recorder(runner.model, engine.info, engine._banned_ids(), fill=runner.fill)
+    engine.runner = Recorder(
+        runner.model,
+        engine.info,
+        banned_ids(engine.model, engine.info, engine.tokenizer),
+        fill=runner.fill,
+    )
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case["id"]) for case in CASES])

@@ -12,18 +12,16 @@ import torch
 
 from tests.engine.tools import GOLDEN, finished, run, same_in_company, tiny_engine
 from vdiff_grpc.engine.decoding.remdm import Chances, chances
+from vdiff_grpc.engine.events import Event, StepUpdate, UpdateKind
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 from vdiff_grpc.engine.strategies import FixedSchedule, Remdm, RemdmMode
 from vdiff_grpc.engine.types import (
-    Event,
     Granularity,
     Hole,
     InfillPrompt,
     Request,
     RequestParams,
-    StepUpdate,
     TokensPrompt,
-    UpdateKind,
 )
 
 CASES = [

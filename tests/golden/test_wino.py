@@ -11,19 +11,17 @@ import pytest
 from tests.engine.tools import GOLDEN, add, change, finished, run, same_in_company, tiny_engine
 from vdiff_grpc.engine.decoding.rule import Action
 from vdiff_grpc.engine.decoding.wino import WinoRule
+from vdiff_grpc.engine.events import Event, StepUpdate, UpdateKind
 from vdiff_grpc.engine.packing import pack
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, Wino
 from vdiff_grpc.engine.types import (
-    Event,
     Granularity,
     Hole,
     InfillPrompt,
     Request,
     RequestParams,
-    StepUpdate,
     TokensPrompt,
-    UpdateKind,
 )
 from vdiff_grpc.engine.validation import resolve
 

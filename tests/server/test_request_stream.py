@@ -9,23 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdiff_grpc.engine.strategies import FixedSchedule
-from vdiff_grpc.engine.types import (
+from vdiff_grpc.engine.events import (
     CanvasSnapshot,
     Committed,
     Event,
     Failed,
     Finished,
-    Granularity,
-    ResolvedRequest,
-    SamplingParams,
-    Span,
-    SpanKind,
     StepUpdate,
     Tokens,
     TopTokens,
     UpdateKind,
 )
+from vdiff_grpc.engine.strategies import FixedSchedule
+from vdiff_grpc.engine.types import Granularity, ResolvedRequest, SamplingParams, Span, SpanKind
 from vdiff_grpc.errors import DeadlineError
 from vdiff_grpc.server.request_stream import RequestStream
 

@@ -27,20 +27,11 @@ from tests.server.test_auth import READER, WRITER, bearer, entry, reflect
 from tests.server.test_limits import wait_for
 from tests.server.test_tools import BUF
 from vdiff_grpc import keys, v1, vllm
+from vdiff_grpc.engine.events import Finished, FinishReason, Output, Tokens
 from vdiff_grpc.engine.strategies import FixedSchedule
 from vdiff_grpc.engine.text import TextStream
 from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.types import (
-    Finished,
-    FinishReason,
-    Granularity,
-    Output,
-    ResolvedRequest,
-    SamplingParams,
-    Span,
-    SpanKind,
-    Tokens,
-)
+from vdiff_grpc.engine.types import Granularity, ResolvedRequest, SamplingParams, Span, SpanKind
 from vdiff_grpc.server.convert.vllm_replies import Replies
 
 Serve = Callable[..., RunningServer]

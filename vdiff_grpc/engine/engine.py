@@ -14,21 +14,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from vdiff_grpc.engine.auxiliary import Auxiliary
-from vdiff_grpc.engine.cache_checks import auxiliary_tokens
-from vdiff_grpc.engine.caches.kinds import page_tokens
+from vdiff_grpc.engine.assembly import assemble
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
+from vdiff_grpc.engine.events import Event, Failed, Finished
 from vdiff_grpc.engine.messages import Ended, Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.pace import Pace
-from vdiff_grpc.engine.packing import FILLER_LENGTH, Fill
 from vdiff_grpc.engine.parallel import model as parallel
 from vdiff_grpc.engine.parallel.ranks import RankLostError
-from vdiff_grpc.engine.reservations import Reservations
 from vdiff_grpc.engine.rng import Noise
-from vdiff_grpc.engine.runner import RowStep, Runner
-from vdiff_grpc.engine.scheduler import Scheduler
+from vdiff_grpc.engine.runner import RowStep
 from vdiff_grpc.engine.sequence import Sequence, State
 from vdiff_grpc.engine.strategies import ConfidenceThreshold
 from vdiff_grpc.engine.tokenizer import Tokenizer
@@ -36,10 +32,6 @@ from vdiff_grpc.engine.told import Told
 from vdiff_grpc.engine.types import (
     AttentionPattern,
     EngineConfig,
-    EngineLimits,
-    Event,
-    Failed,
-    Finished,
     Granularity,
     Request,
     RequestParams,
@@ -53,24 +45,6 @@ from vdiff_grpc.errors import DeadlineError, EngineFaultError, QueueTimeoutError
 logger = logging.getLogger(__name__)
 
 _UNMASK = int(Action.UNMASK)
-
-
-def _fill(
-    config: EngineConfig, limits: EngineLimits, positions: int, model: loader.LoadedModel
-) -> Fill:
-    """The shape of a step: constant on request, else as small as the promise allows.
-
-    On CPU with several threads attention splits a batch of segments otherwise than one.
-    positions: that the model knows. Raises CheckpointError: see LoadedModel.backends.
-    """
-    backends = model.backends(config.attention, batch_invariant=config.batch_invariant)
-    logger.info("attention on %s: %s", model.device, ", then ".join(backends))
-    filler = min(FILLER_LENGTH, positions)
-    if config.batch_invariant:
-        step = limits.max_step_tokens
-        return Fill(step, step, filler_length=filler, merge=False, backends=backends)
-    alone = model.device.type == "cpu" and torch.get_num_threads() > 1
-    return Fill(filler_length=filler, merge=not alone, backends=backends)
 
 
 @dataclass(slots=True)
@@ -119,26 +93,11 @@ class Engine:
         )
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
-        kept = 0 if self.info.attention is AttentionPattern.CANVAS else self.limits.max_cache_tokens
         model = model or parallel.load(config, self.info, on_lost)
-        self.model = model.reserving(kept)
-        fill = _fill(config, self.limits, self.info.max_positions, self.model)
-        auxiliary, beside = None, auxiliary_tokens(config, self.info)
-        if config.aux_model_path:
-            other = loader.load(config.aux_model_path, config.device, config.dtype)
-            fitting = _fill(config, self.limits, self.info.auxiliary_positions, other)
-            auxiliary = Auxiliary(other.reserving(beside), fitting)
-        self.runner = Runner(self.model, self.info, self._banned_ids(), noise, fill, auxiliary)
-        self.scheduler = Scheduler(
-            self.limits.max_running_rows,
-            self.limits.max_waiting_rows,
-            self.limits.max_step_tokens,
-            config.max_prompt_tokens,
-            Reservations.of_tokens(
-                kept, page_tokens(self.info.block_length), beside, shares=config.share_prompts
-            ),
-            config.target_step_tokens,
+        self.runner, self.scheduler = assemble(
+            config, self.info, self.limits, self.tokenizer, model, noise
         )
+        self.model = self.runner.model
         self.before_step: Callable[[Rows[Sequence]], None] = lambda rows: None
         self._max_queue_ns = int(config.max_queue_time_s * 1e9)
         self._pace = Pace()
@@ -412,12 +371,3 @@ class Engine:
     def _count(self, **more: int) -> None:
         for name, value in more.items():
             self._counts[name] += value
-
-    def _banned_ids(self) -> list[int]:
-        """The mask, ids that the checkpoint suppresses, and ids that stand for no token."""
-        width = self.model.vocab_width
-        defined = set(range(self.info.vocab_size))
-        if self.tokenizer is not None:
-            defined &= self.tokenizer.defined_ids
-        defined -= {self.info.blank_id, *self.info.suppressed_ids}
-        return [i for i in range(width) if i not in defined]

@@ -6,7 +6,8 @@ import signal
 from dataclasses import dataclass
 from typing import Literal
 
-from vdiff_grpc.engine.types import EngineState, Event, ResolvedRequest, Statistics
+from vdiff_grpc.engine.events import Event
+from vdiff_grpc.engine.types import EngineState, ResolvedRequest, Statistics
 
 # --- commands: server -> engine ---------------------------------------------
 

@@ -21,18 +21,10 @@ from vdiff_grpc.engine.caches.policy import Part
 from vdiff_grpc.engine.caches.registry import POLICIES
 from vdiff_grpc.engine.caches.settled import page_part, whole_pages
 from vdiff_grpc.engine.columns import Action, Bools, Columns, Floats, Ints, Variant
+from vdiff_grpc.engine.events import CanvasSnapshot, FinishReason, Output, TopTokens
 from vdiff_grpc.engine.text import TextEnd, TextStream
 from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.types import (
-    AttentionPattern,
-    CanvasSnapshot,
-    FinishReason,
-    ModelInfo,
-    Output,
-    ResolvedRequest,
-    SpanKind,
-    TopTokens,
-)
+from vdiff_grpc.engine.types import AttentionPattern, ModelInfo, ResolvedRequest, SpanKind
 
 # Streams of a row that keep keys and values: its canvas, its blind twin, the auxiliary model's.
 CANVAS, BLIND, AUXILIARY = range(3)

@@ -10,8 +10,8 @@ import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vdiff_grpc.engine.events import Committed, FinishReason, Tokens, TopTokens
 from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.types import Committed, FinishReason, Tokens, TopTokens
 
 
 @dataclass(slots=True)

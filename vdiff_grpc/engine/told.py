@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from vdiff_grpc.engine.columns import Bools
+from vdiff_grpc.engine.events import StepUpdate, UpdateKind
 from vdiff_grpc.engine.sequence import Sequence, State
-from vdiff_grpc.engine.types import StepUpdate, UpdateKind
 
 
 class Told:

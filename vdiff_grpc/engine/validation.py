@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from vdiff_grpc.engine.cache_checks import cache_tokens, check_room, resolve_cache
 from vdiff_grpc.engine.prompts import Violations, lay_out
+from vdiff_grpc.engine.stop_checks import check_stop_ids, check_stops
 from vdiff_grpc.engine.strategies import AdaptiveParallel, FixedSchedule, Strategy
 from vdiff_grpc.engine.strategy_checks import (
     check_memory,
@@ -45,8 +46,6 @@ _T = TypeVar("_T")
 
 MAX_TEMPERATURE = 2.0
 MAX_CFG_SCALE = 16.0
-MAX_STOPS = 16
-MAX_STOP_CHARS = 256
 MAX_SEED = 2**64 - 1
 MAX_TOP_LOGPROBS = 20
 MAX_PRIORITY = 100  # and as far below 0
@@ -134,7 +133,7 @@ def resolve(
     if abs(priority) > MAX_PRIORITY:
         bad.add("priority", f"priority ({priority}) is not in [-{MAX_PRIORITY}, {MAX_PRIORITY}]")
     _check_sampling(asked, info, limits, bad)
-    _check_stop_ids(asked, info, tokenizer, bad)
+    check_stop_ids(asked, info, tokenizer, bad)
     strategy = resolve_strategy(_wanted(asked, info), info, bad)
     if asked.stop_strings and tokenizer is None:
         bad.add("sampling.stop.strings", f"stop strings: the model {info.name} has no tokenizer")
@@ -337,46 +336,7 @@ def _check_sampling(
             f"cfg_scale ({asked.cfg_scale:g}) cannot be set: the model {info.name} "
             f"{'is causal' if causal else 'has no mask token'}",
         )
-    _check_stops(asked, info, bad)
-
-
-def _check_stops(asked: RequestParams, info: ModelInfo, bad: Violations) -> None:
-    if len(asked.stop_strings) > MAX_STOPS:
-        bad.add(
-            "sampling.stop.strings",
-            f"stop has {len(asked.stop_strings)} strings; the limit is {MAX_STOPS}",
-        )
-    for index, text in enumerate(asked.stop_strings):
-        if not 1 <= len(text) <= MAX_STOP_CHARS:
-            bad.add(
-                f"sampling.stop.strings[{index}]",
-                f"stop string {index} has {len(text)} characters; 1 to {MAX_STOP_CHARS} are allowed",
-            )
-    if len(asked.stop_token_ids) > MAX_STOPS:
-        bad.add(
-            "sampling.stop.token_ids",
-            f"stop has {len(asked.stop_token_ids)} token ids; the limit is {MAX_STOPS}",
-        )
-
-
-def _check_stop_ids(
-    asked: RequestParams, info: ModelInfo, tokenizer: Tokenizer | None, bad: Violations
-) -> None:
-    """A stop token that is never generated would be accepted and ignored."""
-    for index, token in enumerate(asked.stop_token_ids):
-        why = ""
-        if not 0 <= token < info.vocab_size:
-            why = f"is not in the vocabulary of {info.vocab_size}"
-        elif token == info.mask_token_id:
-            why = "is the mask token, which is never generated"
-        elif token in info.suppressed_ids:
-            why = "is suppressed by the checkpoint's generation config"
-        elif tokenizer is not None and token not in tokenizer.defined_ids:
-            why = "is defined by no token of the tokenizer"
-        elif asked.ignore_eos and token in info.end_token_ids:
-            why = "is an end token, which ignore_eos keeps from being generated"
-        if why:
-            bad.add(f"sampling.stop.token_ids[{index}]", f"stop token id ({token}) {why}")
+    check_stops(asked, info, bad)
 
 
 def _only_block_length(info: ModelInfo) -> int | None:

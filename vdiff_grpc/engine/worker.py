@@ -18,6 +18,7 @@ from collections.abc import Sequence as Rows
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Protocol
 
+from vdiff_grpc.engine.events import Event, Failed
 from vdiff_grpc.engine.messages import (
     Abort,
     Add,
@@ -30,7 +31,7 @@ from vdiff_grpc.engine.messages import (
     StepReport,
 )
 from vdiff_grpc.engine.pulse import Pulse
-from vdiff_grpc.engine.types import EngineConfig, EngineState, Event, Failed
+from vdiff_grpc.engine.types import EngineConfig, EngineState
 from vdiff_grpc.errors import CheckpointError, QueueFullError
 
 if TYPE_CHECKING:

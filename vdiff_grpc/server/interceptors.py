@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 from grpc import aio
 
 from vdiff_grpc import telemetry
-from vdiff_grpc.engine.types import Finished
+from vdiff_grpc.engine.events import Finished
 from vdiff_grpc.errors import (
     DeadlineError,
     EngineFaultError,

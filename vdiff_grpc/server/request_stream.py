@@ -15,16 +15,16 @@ from itertools import chain, groupby
 from types import TracebackType
 from typing import Self
 
-from vdiff_grpc.engine.types import (
+from vdiff_grpc.engine.events import (
     CanvasSnapshot,
     Committed,
     Event,
     Failed,
     Finished,
-    ResolvedRequest,
     StepUpdate,
     Tokens,
 )
+from vdiff_grpc.engine.types import ResolvedRequest
 
 
 class RequestStream:

@@ -13,7 +13,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vdiff_grpc.engine.types import Event, Finished, Granularity, Request, ResolvedRequest
+from vdiff_grpc.engine.events import Event, Finished
+from vdiff_grpc.engine.types import Granularity, Request, ResolvedRequest
 from vdiff_grpc.errors import RequestIdConflictError
 from vdiff_grpc.server.run import Run
 

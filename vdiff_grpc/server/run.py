@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vdiff_grpc.engine.events import Event, Failed, Finished
 from vdiff_grpc.engine.messages import Mark
-from vdiff_grpc.engine.types import Event, Failed, Finished, ResolvedRequest
+from vdiff_grpc.engine.types import ResolvedRequest
 from vdiff_grpc.errors import PermissionDeniedError
 from vdiff_grpc.server.request_stream import RequestStream
 

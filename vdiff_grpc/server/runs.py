@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Awaitable, Callable
 
+from vdiff_grpc.engine.events import Failed, Finished
 from vdiff_grpc.engine.messages import Abort, Add, Command, Extend, Mark, StepReport
-from vdiff_grpc.engine.types import EngineConfig, Failed, Finished, Request, ResolvedRequest
+from vdiff_grpc.engine.types import EngineConfig, Request, ResolvedRequest
 from vdiff_grpc.errors import EngineUnavailableError, QueueTimeoutError, RequestCancelledError
 from vdiff_grpc.server.admission import Admission, AdmissionLimits
 from vdiff_grpc.server.quarantine import Quarantine

@@ -17,7 +17,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from vdiff_grpc import telemetry, v1
 from vdiff_grpc.config import ServerConfig
-from vdiff_grpc.engine import types
+from vdiff_grpc.engine import events, types
 from vdiff_grpc.errors import ModelNotFoundError
 from vdiff_grpc.server.async_engine import AsyncEngine
 from vdiff_grpc.server.convert import replies, requests
@@ -56,7 +56,7 @@ class GenerationService(v1.GenerationServiceServicer):
         async with await self._submit(request.spec, call, granularity, stride) as stream:
             yield replies.started(info, stream.request, tokenizer)
             async for event in stream:
-                if isinstance(event, types.Finished):
+                if isinstance(event, events.Finished):
                     note(call, stream, event)
                 yield replies.stream_response(info, stream.request, event, tokenizer)
 
@@ -180,7 +180,7 @@ def _refuse_other_models(engine: AsyncEngine, model: str) -> None:
         raise ModelNotFoundError(f"model ({model[:128]!r}) is not served here; served: {served}")
 
 
-def note(call: Call, stream: RequestStream, finished: types.Finished) -> None:
+def note(call: Call, stream: RequestStream, finished: events.Finished) -> None:
     """What the log line and the metrics say of a finished request."""
     outputs = finished.outputs
     call.tokens = sum(len(output.tokens.ids) for output in outputs)

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from vdiff_grpc import vllm
-from vdiff_grpc.engine import types
+from vdiff_grpc.engine import events
 from vdiff_grpc.errors import FieldViolation, InvalidRequestError
 from vdiff_grpc.server import service
 from vdiff_grpc.server.async_engine import AsyncEngine
@@ -62,7 +62,7 @@ class VllmEngine(vllm.VllmEngineServicer):
         )
         async with stream:
             async for event in stream:
-                if isinstance(event, types.Finished):
+                if isinstance(event, events.Finished):
                     service.note(call, stream, event)
                 for reply in replies.of(event):
                     yield reply

@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from vdiff_grpc import v1
 from vdiff_grpc.config import ServerConfig
-from vdiff_grpc.engine import types
+from vdiff_grpc.engine import events, types
 from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.prompts import MAX_SEGMENTS
 from vdiff_grpc.engine.tokenizer import Tokenizer
@@ -17,7 +17,7 @@ from vdiff_grpc.server.usage import Used
 
 
 def generate_response(
-    info: types.ModelInfo, request: types.ResolvedRequest, finished: types.Finished
+    info: types.ModelInfo, request: types.ResolvedRequest, finished: events.Finished
 ) -> v1.GenerateResponse:
     return v1.GenerateResponse(
         request_id=request.request_id,
@@ -58,16 +58,16 @@ def started(
 def stream_response(
     info: types.ModelInfo,
     request: types.ResolvedRequest,
-    event: types.Event,
+    event: events.Event,
     tokenizer: Tokenizer | None,
 ) -> v1.StreamGenerateResponse:
     match event:
-        case types.StepUpdate():
+        case events.StepUpdate():
             return v1.StreamGenerateResponse(step_update=_step_update(event))
-        case types.CanvasSnapshot():
+        case events.CanvasSnapshot():
             texts = _texts(event.token_ids, info, tokenizer)
             return v1.StreamGenerateResponse(snapshot=_snapshot(event, texts))
-        case types.Committed():
+        case events.Committed():
             committed = v1.Committed(
                 output_index=event.output_index,
                 text=event.text,
@@ -75,14 +75,14 @@ def stream_response(
                 hole_index=event.hole_index,
             )
             return v1.StreamGenerateResponse(committed=committed)
-        case types.Finished():
+        case events.Finished():
             finished = v1.Finished(
                 ends=[_end(output) for output in event.outputs],
                 usage=_usage(request, event),
                 metrics=_metrics(event),
             )
             return v1.StreamGenerateResponse(finished=finished)
-        case types.Failed():
+        case events.Failed():
             raise event.error
 
 
@@ -225,7 +225,7 @@ def _cache_policy(kind: CacheKind) -> str:
     return f"CACHE_POLICY_{kind.name}"
 
 
-def _output(output: types.Output) -> v1.Output:
+def _output(output: events.Output) -> v1.Output:
     return v1.Output(
         index=output.index,
         text=output.text,
@@ -235,7 +235,7 @@ def _output(output: types.Output) -> v1.Output:
     )
 
 
-def _tokens(tokens: types.Tokens) -> v1.Tokens:
+def _tokens(tokens: events.Tokens) -> v1.Tokens:
     return v1.Tokens(
         ids=tokens.ids,
         positions=tokens.positions,
@@ -250,7 +250,7 @@ def _tokens(tokens: types.Tokens) -> v1.Tokens:
     )
 
 
-def _end(output: types.Output) -> v1.OutputEnd:
+def _end(output: events.Output) -> v1.OutputEnd:
     return v1.OutputEnd(
         index=output.index,
         seed=output.seed,
@@ -262,7 +262,7 @@ def _end(output: types.Output) -> v1.OutputEnd:
     )
 
 
-def _usage(request: types.ResolvedRequest, finished: types.Finished) -> v1.Usage:
+def _usage(request: types.ResolvedRequest, finished: events.Finished) -> v1.Usage:
     return v1.Usage(
         prompt_tokens=request.num_prompt_tokens,
         completion_tokens=sum(len(output.tokens.ids) for output in finished.outputs),
@@ -270,7 +270,7 @@ def _usage(request: types.ResolvedRequest, finished: types.Finished) -> v1.Usage
     )
 
 
-def _metrics(finished: types.Finished) -> v1.Metrics:
+def _metrics(finished: events.Finished) -> v1.Metrics:
     outputs = finished.outputs
     forward_passes = sum(output.forward_passes for output in outputs)
     return v1.Metrics(
@@ -287,7 +287,7 @@ def _metrics(finished: types.Finished) -> v1.Metrics:
     )
 
 
-def _step_update(update: types.StepUpdate) -> v1.StepUpdate:
+def _step_update(update: events.StepUpdate) -> v1.StepUpdate:
     return v1.StepUpdate(
         output_index=update.output_index,
         step=update.step,
@@ -301,7 +301,7 @@ def _step_update(update: types.StepUpdate) -> v1.StepUpdate:
     )
 
 
-def _snapshot(snapshot: types.CanvasSnapshot, texts: list[str]) -> v1.CanvasSnapshot:
+def _snapshot(snapshot: events.CanvasSnapshot, texts: list[str]) -> v1.CanvasSnapshot:
     return v1.CanvasSnapshot(
         output_index=snapshot.output_index,
         step=snapshot.step,

@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterator
 
 from vdiff_grpc import vllm
-from vdiff_grpc.engine import types
+from vdiff_grpc.engine import events, types
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.server.convert.replies import least_room
 
-_REASONS = {types.FinishReason.STOP: "stop", types.FinishReason.LENGTH: "length"}
+_REASONS = {events.FinishReason.STOP: "stop", events.FinishReason.LENGTH: "length"}
 _LEAST_LOGPROB = -9999.0  # of a probability of 0
 
 
@@ -34,19 +34,19 @@ class Replies:
         self._streams = streams
         self._with_logprobs = with_logprobs
 
-    def of(self, event: types.Event) -> Iterator[vllm.GenerateResponse]:
+    def of(self, event: events.Event) -> Iterator[vllm.GenerateResponse]:
         match event:
-            case types.Committed():
+            case events.Committed():
                 if event.tokens.ids:
                     yield self._chunk(event.output_index, event.tokens)
-            case types.Finished():
+            case events.Finished():
                 for output in event.outputs:
                     rest = self._rest(output)
                     if rest and self._streams:
-                        yield self._chunk(output.index, types.Tokens(rest))
+                        yield self._chunk(output.index, events.Tokens(rest))
                     yield self._complete(output, rest)
 
-    def _chunk(self, index: int, tokens: types.Tokens) -> vllm.GenerateResponse:
+    def _chunk(self, index: int, tokens: events.Tokens) -> vllm.GenerateResponse:
         return vllm.GenerateResponse(
             chunk=vllm.GenerateStreamChunk(
                 token_ids=tokens.ids,
@@ -57,7 +57,7 @@ class Replies:
             )
         )
 
-    def _complete(self, output: types.Output, rest: tuple[int, ...]) -> vllm.GenerateResponse:
+    def _complete(self, output: events.Output, rest: tuple[int, ...]) -> vllm.GenerateResponse:
         ids = output.tokens.ids + rest
         complete = vllm.GenerateComplete(
             output_ids=ids,
@@ -73,7 +73,7 @@ class Replies:
             complete.matched_token_id = output.stop
         return vllm.GenerateResponse(complete=complete)
 
-    def _rest(self, output: types.Output) -> tuple[int, ...]:
+    def _rest(self, output: events.Output) -> tuple[int, ...]:
         """What ended the answer: the token that was asked for, or the tokens of the stop string."""
         if isinstance(output.stop, int):
             asked = output.stop in self._request.params.stop_token_ids
@@ -90,7 +90,7 @@ class Replies:
             end += 1
         return output.canvas[begin:end]
 
-    def _logprobs(self, tokens: types.Tokens) -> vllm.OutputLogProbs | None:
+    def _logprobs(self, tokens: events.Tokens) -> vllm.OutputLogProbs | None:
         if not (self._with_logprobs and tokens.confidences):
             return None
         return vllm.OutputLogProbs(
