@@ -116,11 +116,11 @@ def _measure(engine: Engine, setting: Setting, num_steps: int) -> report.Row:
         forward_ms.append(timed_ms(engine, lambda: logits.append(forward(packed))))
         return logits[0]
 
-    engine.runner.forward = timed
+    engine.runner.forward = timed  # type: ignore[method-assign]
     try:
         step_ms = [timed_ms(engine, engine.step) for _ in range(num_steps)]
     finally:
-        engine.runner.forward = forward
+        engine.runner.forward = forward  # type: ignore[method-assign]
         for key in range(setting.rows):
             engine.abort(key)
     shares = [1 - inner / outer for inner, outer in zip(forward_ms, step_ms, strict=True)]
