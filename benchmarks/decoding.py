@@ -135,12 +135,12 @@ def main() -> None:
         _write(Path(arguments.out), rows, verdict, arguments.prompts)
 
 
-def measure(engine: Engine, setting: Setting, prompts: int) -> report.Row:
-    """All tasks under one setting; `prompts` instances of each."""
+def measure(engine: Engine, setting: Setting, prompts: int, **more: Any) -> report.Row:
+    """All tasks under one setting; `prompts` instances of each. more: of RequestParams."""
     tasks: dict[str, report.Row] = {}
     for task in TASKS:
-        tasks[task.name] = _one_task(engine, setting, task, task.instances(prompts, SEED))
-    keys = ("right", "count", "tokens", "forwards", "rounds", "remasked", "revised")
+        tasks[task.name] = _one_task(engine, setting, task, task.instances(prompts, SEED), more)
+    keys = ("right", "count", "tokens", "forwards", "computed", "rounds", "remasked", "revised")
     sums = {key: sum(row[key] for row in tasks.values()) for key in keys}
     return {
         "setting": setting.name,
@@ -155,7 +155,11 @@ def measure(engine: Engine, setting: Setting, prompts: int) -> report.Row:
 
 
 def _one_task(
-    engine: Engine, setting: Setting, task: Task, instances: Sequence[Instance]
+    engine: Engine,
+    setting: Setting,
+    task: Task,
+    instances: Sequence[Instance],
+    more: dict[str, Any],
 ) -> report.Row:
     room = task.num_tokens + 1
     for key, instance in enumerate(instances):
@@ -165,11 +169,12 @@ def _one_task(
             seed=SEED + key,
             steps=math.ceil(room / setting.per_step) if setting.per_step else None,
             strategy=setting.strategy,
+            **more,
         )
         prompt = ChatPrompt((ChatMessage("user", instance.ask),))
         request = Request(prompt, params, granularity=Granularity.STEPS)
         engine.add(key, resolve(request, engine.info, engine.limits, engine.tokenizer))
-    right = tokens = forwards = rounds = remasked = revised = 0
+    right = tokens = forwards = computed = rounds = remasked = revised = 0
     while engine.has_work:
         events = engine.step()
         rounds += len({key for key, _ in events})
@@ -182,6 +187,7 @@ def _one_task(
             right += instances[key].is_right(output.text)
             tokens += len(output.tokens.ids)
             forwards += output.forward_passes
+            computed += output.computed_tokens
             remasked += output.remasked
             revised += output.revised
     return {
@@ -191,6 +197,7 @@ def _one_task(
         "count": len(instances),
         "tokens": tokens,
         "forwards": forwards,
+        "computed": computed,
         "rounds": rounds,
         "remasked": remasked,
         "revised": revised,

@@ -100,9 +100,9 @@ class Output:
     blocks: int
     remasked: int
     revised: int
-    computed_tokens: int
-    shared_prompt_tokens: int
     canvas: tuple[int, ...]
+    computed_tokens: int = 0
+    shared_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,8 +116,8 @@ class SamplingParams:
     cfg_scale: float
     strategy: Strategy  # every parameter filled in
     top_logprobs: int
-    cache: CacheKind
-    cache_refresh_steps: int  # 0: at each block's begin only
+    cache: CacheKind = CacheKind.NONE
+    cache_refresh_steps: int = 0  # 0: at each block's begin only
 
 
 class SpanKind(enum.Enum):
