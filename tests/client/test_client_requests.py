@@ -43,6 +43,8 @@ def test_every_parameter_reaches_its_field() -> None:
         cfg_scale=1.5,
         strategy=confidence_threshold(0.75),
         top_logprobs=8,
+        cache="dual",
+        cache_refresh_steps=9,
         priority=-4,
     )
     assert spec == v1.GenerationSpec(
@@ -66,6 +68,8 @@ def test_every_parameter_reaches_its_field() -> None:
             steps=7,
             cfg_scale=1.5,
             confidence_threshold=v1.ConfidenceThreshold(threshold=0.75),
+            cache=v1.CACHE_POLICY_DUAL,
+            cache_refresh_steps=9,
         ),
         priority=-4,
     )

@@ -327,3 +327,28 @@ def test_a_threshold_fills_cached_blocks_at_once() -> None:
     engine = tiny_engine(LLADA, early_end=False)
     request = asked(block_length=8, strategy=ConfidenceThreshold(1e-9), cache=CacheKind.DUAL)
     assert finished(run(engine, request)).outputs[0].forward_passes == 2
+
+
+def test_while_a_row_waits_for_a_prompt_that_is_being_read_others_pass() -> None:
+    engine = tiny_engine(SDAR, early_end=False, max_prompt_tokens=32)
+    for key, prompt in ((1, LONG), (2, LONG), (3, (5, 6, 7))):
+        add(engine, key, asked(prompt))
+    engine.step()
+    assert [row.key for row in engine.scheduler.running] == [1, 3]
+    assert engine.statistics.waiting_rows == 1
+    engine.step()
+    engine.step()
+    assert [row.key for row in engine.scheduler.running] == [1, 3, 2]
+    assert finished(run_all(engine)[2]).outputs[0].shared_prompt_tokens == 64
+
+
+def test_a_row_whose_forerunner_has_left_reads_the_prompt_itself() -> None:
+    engine = tiny_engine(SDAR, early_end=False, max_prompt_tokens=32)
+    add(engine, 1, asked())
+    add(engine, 2, asked())
+    engine.step()
+    engine.abort(1)
+    output = finished(run_all(engine)[2]).outputs[0]
+    assert output.shared_prompt_tokens == 32, "of what was read already it makes use"
+    again = finished(run(tiny_engine(SDAR, early_end=False), asked())).outputs[0]
+    assert output.tokens.ids == again.tokens.ids

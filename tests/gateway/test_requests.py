@@ -16,6 +16,7 @@ from gateway.middleware import identify
 from tests.conftest import RunningServer
 from tests.gateway.conftest import RunningGateway, eventually
 from tests.gateway.test_refusals import TEXT
+from vdiff_grpc import v1
 
 LONG = TEXT | {"max_tokens": 200, "n": 8, "ignore_eos": True, "seed": 1}
 STEPS_OF_LONG = 200 * 8
@@ -65,6 +66,31 @@ def test_a_priority_reaches_the_server_which_decides(client: openai.OpenAI) -> N
     assert ask(0) == ask(7)
     with pytest.raises(openai.PermissionDeniedError, match=r"priority \(-1\) is below"):
         ask(-1)
+
+
+def test_a_cache_reaches_the_server_which_says_what_it_saved(
+    client: openai.OpenAI, demo: RunningServer
+) -> None:
+    def total() -> int:
+        return demo.model.GetServerInfo(v1.GetServerInfoRequest()).statistics.computed_tokens
+
+    def computed(**body: object) -> int:
+        before = total()
+        client.completions.create(
+            model="demo",
+            prompt="Once upon a time",
+            max_tokens=24,
+            seed=1,
+            extra_body={"steps": 24, "ignore_eos": True, **body},
+        )
+        return total() - before
+
+    assert computed(cache="dual") < computed(cache="none") == computed()
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(
+            model="demo", prompt="x", extra_body={"cache": "dual", "strategy": {"type": "wino"}}
+        )
+    assert caught.value.param == "cache"
 
 
 def test_the_client_sees_the_id_and_the_time(client: openai.OpenAI) -> None:

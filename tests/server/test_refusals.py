@@ -99,6 +99,9 @@ BAD = [
     (changed(diffusion__steps=17), "diffusion.steps", "(17)"),
     (changed(diffusion__cfg_scale=16.5), "diffusion.cfg_scale", "(16.5)"),
     (changed(diffusion__cfg_scale=-1.0), "diffusion.cfg_scale", "(-1)"),
+    (changed(diffusion__cache=v1.CACHE_POLICY_SETTLED), "diffusion.cache", "none, prefix, dual"),
+    (changed(diffusion__cache=77), "diffusion.cache", "(77) is unknown"),
+    (changed(diffusion__cache_refresh_steps=3), "diffusion.cache_refresh_steps", "(3)"),
     (
         changed(diffusion__fixed_schedule__remasking=7),
         "diffusion.fixed_schedule.remasking",
