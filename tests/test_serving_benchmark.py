@@ -74,7 +74,7 @@ def test_a_tiny_run_has_ours_in_every_table_and_its_page_keeps_what_was_written_
     assert figures["answers equal"], figures["skipped"]
     for row in figures["throughput"]:
         # Each asked for 64 tokens in 8 steps, and nobody else asked.
-        assert row["tokens"] == 64 * row["requests"]
+        assert row["tokens"] == NEW_TOKENS * row["requests"]
         assert row["forwards"] == 8 * row["requests"]
         assert row["steps"] <= row["forwards"]
     assert {row["server"] for row in figures["throughput"]} == {"ours, gRPC", "ours, HTTP"}
