@@ -40,11 +40,11 @@ _ROLES = {
     "assistant": v1.ROLE_ASSISTANT,
 }
 
-_CACHES = {
-    "none": v1.CACHE_POLICY_NONE,
-    "settled": v1.CACHE_POLICY_SETTLED,
-    "prefix": v1.CACHE_POLICY_PREFIX,
-    "dual": v1.CACHE_POLICY_DUAL,
+# By the contract's own names.
+CACHES = {
+    name.removeprefix("CACHE_POLICY_").lower(): number
+    for name, number in v1.CachePolicy.items()
+    if number
 }
 
 
@@ -282,7 +282,7 @@ def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpe
     if request.cfg_scale is not None:
         diffusion.cfg_scale = request.cfg_scale
     if request.cache is not None:
-        diffusion.cache = _CACHES[request.cache]
+        diffusion.cache = CACHES[request.cache]
     if request.cache_refresh_steps is not None:
         diffusion.cache_refresh_steps = request.cache_refresh_steps
     if request.strategy is not None:

@@ -16,7 +16,10 @@ FinishReason = Literal["stop", "length"]
 
 class PromptTokensDetails(Struct, frozen=True):
     cached_tokens: Annotated[
-        int, Meta(description="Those that an earlier prompt had left behind; they cost nothing.")
+        int,
+        Meta(
+            description="Of prompt_tokens, those that an earlier prompt had left behind: they were not read again."
+        ),
     ]
 
 
@@ -220,6 +223,7 @@ class Model(Struct, frozen=True):
     owned_by: str
     revision: str
     max_model_len: Annotated[int, Meta(description="Prompt and generated tokens together.")]
+    caches: Annotated[list[str], Meta(description="What `cache` may be; the first is the default.")]
     strategies: Annotated[
         list[str], Meta(description="The types of `strategy` that the model can decode by.")
     ]

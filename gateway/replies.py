@@ -18,10 +18,11 @@ from vdiff_grpc import v1
 
 from . import logprobs, sse
 from . import openai_replies as openai
-from .convert import Job
+from .convert import CACHES, Job
 from .errors import ErrorReply
 from .openai_replies import ChatChunk, CompletionChunk, FinishReason, Usage
 
+_CACHES = {number: name for name, number in CACHES.items()}
 _FINISH_REASONS: dict[int, FinishReason] = {
     v1.FINISH_REASON_STOP: "stop",
     v1.FINISH_REASON_LENGTH: "length",
@@ -295,6 +296,7 @@ def model(
         owned_by="vdiff-grpc",
         revision=info.revision,
         max_model_len=info.limits.max_canvas_tokens,
+        caches=[_CACHES[kind] for kind in info.caches if kind in _CACHES],
         strategies=list(info.strategies),
         supports_infill=info.supports_infill,
         supports_chat=info.has_chat_template,

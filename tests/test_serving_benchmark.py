@@ -10,7 +10,7 @@ from benchmarks import report, serving, serving_page, serving_peers
 from benchmarks.gateways import PeerError
 from benchmarks.ideal import Arrival, StepTimes, fixed_schedule, latencies
 from benchmarks.serving_library import Peers
-from benchmarks.serving_work import Size
+from benchmarks.serving_work import NEW_TOKENS, TOKENS_PER_STEP, Size
 from tests.engine.tools import LogitsRecorder, add, run_all, tiny_engine
 from vdiff_grpc.engine.strategies import FixedSchedule
 from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
@@ -73,9 +73,9 @@ def test_a_tiny_run_has_ours_in_every_table_and_its_page_keeps_what_was_written_
     assert [row["by"] for row in figures["in process"]] == ["ours"]
     assert figures["answers equal"], figures["skipped"]
     for row in figures["throughput"]:
-        # Each asked for 64 tokens in 8 steps, and nobody else asked.
+        # nobody else asked
         assert row["tokens"] == NEW_TOKENS * row["requests"]
-        assert row["forwards"] == 8 * row["requests"]
+        assert row["forwards"] == NEW_TOKENS // TOKENS_PER_STEP * row["requests"]
         assert row["steps"] <= row["forwards"]
     assert {row["server"] for row in figures["throughput"]} == {"ours, gRPC", "ours, HTTP"}
     for row in figures["latency"]:

@@ -131,10 +131,10 @@ class ServerConfig:
     max_step_tokens: int = _option(
         _ENGINE.max_step_tokens, "canvas tokens in one forward pass", minimum=2
     )
-    max_prompt_tokens: int = _option(
-        _ENGINE.max_prompt_tokens,
-        "tokens of prompts that one step reads, of all rows, where attention looks back only: what "
-        "a long prompt may add to the others' steps",
+    max_prompt_step_tokens: int = _option(
+        _ENGINE.max_prompt_step_tokens,
+        "tokens of prompts that one step reads, of all rows, in whole pages, where attention looks "
+        "back only: what a long prompt may add to the others' steps",
         minimum=1,
     )
     target_step_tokens: int = _option(
@@ -148,7 +148,7 @@ class ServerConfig:
     cache_tokens: int = _option(
         _ENGINE.cache_tokens,
         "tokens whose keys and values can be kept, of all rows together, reserved at start; rows "
-        "that find no place wait; 0: enough for max_running_rows whole canvases, up to 16384 with "
+        "that find no place wait; 0: enough for max_running_rows whole canvases, up to 4096 with "
         "full attention, else 65536",
     )
     share_prompts: bool = _option(
@@ -258,7 +258,7 @@ class ServerConfig:
             max_running_rows=self.max_running_rows,
             max_waiting_rows=self.max_waiting_rows,
             max_step_tokens=self.max_step_tokens,
-            max_prompt_tokens=self.max_prompt_tokens,
+            max_prompt_step_tokens=self.max_prompt_step_tokens,
             target_step_tokens=self.target_step_tokens,
             max_canvas_tokens=self.max_canvas_tokens,
             cache_tokens=self.cache_tokens,

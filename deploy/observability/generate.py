@@ -113,6 +113,9 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         Panel("Completion tokens", "ops", "Tokens a second of finished requests.", (Query(rate(t.COMPLETION_TOKENS)),)),
         Panel("Committed tokens", "ops", "Positions filled a second, as they are filled.", (Query(rate(t.COMMITTED_TOKENS)),)),
         Panel("Prompt tokens", "ops", "Tokens a second of requests that came.", (Query(rate(t.PROMPT_TOKENS)),)),
+        Panel("Prompt tokens shared", "ops", "Not read again, because an earlier prompt had left them behind.", (Query(rate(t.SHARED_TOKENS)),)),
+        Panel("Computed tokens", "ops", "Of all forward passes: what caches save is missing.", (Query(rate(t.COMPUTED_TOKENS)),)),
+        Panel("Tokens kept", "short", "That have a place for their keys and values; rows wait where there is none left.", (Query(value(t.CACHE_TOKENS)),)),
         Panel("Forward passes", "ops", "One for each row and variant of a step.", (Query(rate(t.FORWARDS)),)),
         Panel("Tokens per forward pass", "short", "Of finished requests. 1: nothing is decoded in parallel.", (
             Query(quantile(0.5, t.TOKENS_PER_FORWARD), "p50"),

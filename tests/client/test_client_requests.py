@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+from typing import get_args
+
+import msgspec
 import pytest
 
+from gateway.convert import CACHES
+from gateway.openai import CommonFields
 from vdiff_grpc import v1
+from vdiff_grpc.cli.flags import add_sampling_flags
 from vdiff_grpc.client import build_spec, confidence_threshold, fixed_schedule, hole
-from vdiff_grpc.client.requests import build_count, build_stream_options
+from vdiff_grpc.client.requests import Cache, build_count, build_stream_options
+from vdiff_grpc.engine.caches.kinds import CacheKind
 
 
 def test_only_what_is_said_is_sent() -> None:
@@ -111,3 +119,16 @@ def test_a_wrong_choice_is_refused_by_name_and_value() -> None:
         build_stream_options("all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"remasking \(best\)"):
         fixed_schedule("best")  # type: ignore[arg-type]
+
+
+def test_the_names_of_caches_are_the_contract_s_everywhere() -> None:
+    names = [name.removeprefix("CACHE_POLICY_").lower() for name in v1.CachePolicy.keys()[1:]]
+    assert list(get_args(Cache)) == names
+    assert list(CACHES) == names
+    assert [kind.value for kind in CacheKind] == names
+    flags = argparse.ArgumentParser()
+    add_sampling_flags(flags)
+    (flag,) = (action for action in flags._actions if action.dest == "cache")
+    assert list(flag.choices or ()) == names
+    (field,) = (f for f in msgspec.structs.fields(CommonFields) if f.name == "cache")
+    assert all(f"'{name}'" in str(field.type) for name in names)

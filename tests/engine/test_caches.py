@@ -202,8 +202,8 @@ def test_a_guided_row_shares_nothing_and_answers_as_ever() -> None:
 
 
 def test_the_number_of_prompt_tokens_in_a_step_changes_no_token() -> None:
-    few = tiny_engine(SDAR, early_end=False, max_prompt_tokens=32)
-    many = tiny_engine(SDAR, early_end=False, max_prompt_tokens=4096)
+    few = tiny_engine(SDAR, early_end=False, max_prompt_step_tokens=32)
+    many = tiny_engine(SDAR, early_end=False, max_prompt_step_tokens=4096)
     requests = [asked(LONG[i:], temperature=0.5, seed=i) for i in range(3)]
     for engine in (few, many):
         for key, request in enumerate(requests):
@@ -215,7 +215,7 @@ def test_the_number_of_prompt_tokens_in_a_step_changes_no_token() -> None:
 
 
 def test_a_long_prompt_adds_no_more_to_a_step_than_it_may() -> None:
-    engine = tiny_engine(SDAR, early_end=False, max_prompt_tokens=32)
+    engine = tiny_engine(SDAR, early_end=False, max_prompt_step_tokens=32)
     computed: list[int] = []
     add(engine, 1, asked((5, 6, 7), 32))
     engine.step()
@@ -330,7 +330,7 @@ def test_a_threshold_fills_cached_blocks_at_once() -> None:
 
 
 def test_while_a_row_waits_for_a_prompt_that_is_being_read_others_pass() -> None:
-    engine = tiny_engine(SDAR, early_end=False, max_prompt_tokens=32)
+    engine = tiny_engine(SDAR, early_end=False, max_prompt_step_tokens=32)
     for key, prompt in ((1, LONG), (2, LONG), (3, (5, 6, 7))):
         add(engine, key, asked(prompt))
     engine.step()
@@ -343,7 +343,7 @@ def test_while_a_row_waits_for_a_prompt_that_is_being_read_others_pass() -> None
 
 
 def test_a_row_whose_forerunner_has_left_reads_the_prompt_itself() -> None:
-    engine = tiny_engine(SDAR, early_end=False, max_prompt_tokens=32)
+    engine = tiny_engine(SDAR, early_end=False, max_prompt_step_tokens=32)
     add(engine, 1, asked())
     add(engine, 2, asked())
     engine.step()

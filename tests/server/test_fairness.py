@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -36,12 +37,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 def wait_for_rows(server: RunningServer, waiting: int) -> None:
-    stub = server.model
-    while True:
+    def waits() -> bool:
         asked = v1.GetServerInfoRequest()
-        statistics = stub.GetServerInfo(asked, metadata=bearer(HEAVY)).statistics
-        if statistics.waiting_rows >= waiting:
-            return
+        reply = server.model.GetServerInfo(asked, metadata=bearer(HEAVY))
+        return reply.statistics.waiting_rows >= waiting
+
+    deadline = time.monotonic() + 20
+    while not waits():
+        assert time.monotonic() < deadline, "they are not in the queue"
 
 
 def with_priority(priority: int) -> v1.GenerationSpec:
@@ -73,6 +76,7 @@ def test_a_key_that_may_goes_first(shared: RunningServer) -> None:
         call = ask.future(generate(with_priority(priority)), metadata=bearer(key))
         call.add_done_callback(lambda _, name=name: order.append(name))
         others.append(call)
+    wait_for_rows(shared, 33)
     assert others[2].result().outputs
     assert others[1].result().outputs
     assert not others[0].done(), "the heavy caller's rows come before it"

@@ -178,6 +178,9 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--steps", type=uint32, metavar="N", help="denoising steps over all blocks")
     group.add_argument("--cfg-scale", type=float, metavar="X", help="classifier-free guidance")
     group.add_argument(
+        "--priority", type=int, metavar="N", help="of those that wait the smaller goes first"
+    )
+    group.add_argument(
         "--cache",
         choices=("none", "settled", "prefix", "dual"),
         help="what is kept from pass to pass; prefix and dual are approximate (docs/caches.md)",
@@ -235,6 +238,7 @@ def read_ask(args: argparse.Namespace) -> Ask:
         "block_length": args.block_length,
         "steps": args.steps,
         "cfg_scale": args.cfg_scale,
+        "priority": args.priority,
         "cache": args.cache,
         "cache_refresh_steps": args.cache_refresh_steps,
         "strategy": how,

@@ -25,10 +25,7 @@ _ROLES: dict[str, v1.Role] = {
     "assistant": v1.ROLE_ASSISTANT,
 }
 _CACHES: dict[str, v1.CachePolicy] = {
-    "none": v1.CACHE_POLICY_NONE,
-    "settled": v1.CACHE_POLICY_SETTLED,
-    "prefix": v1.CACHE_POLICY_PREFIX,
-    "dual": v1.CACHE_POLICY_DUAL,
+    name.removeprefix("CACHE_POLICY_").lower(): number for name, number in v1.CachePolicy.items()
 }
 _GRANULARITIES: dict[str, v1.Granularity] = {
     "committed": v1.GRANULARITY_COMMITTED,

@@ -16,7 +16,7 @@ from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import Runner
 from vdiff_grpc.engine.scheduler import Scheduler
 from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.types import AttentionPattern, EngineConfig, EngineLimits, ModelInfo
+from vdiff_grpc.engine.types import EngineConfig, EngineLimits, ModelInfo
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,7 @@ def assemble(
     noise: Noise | None,
 ) -> tuple[Runner, Scheduler]:
     """With memory reserved for all keys and values that can be kept. Raises CheckpointError."""
-    # a network that computes rows one by one keeps what it wants itself
-    kept = 0 if info.attention is AttentionPattern.CANVAS else limits.max_cache_tokens
+    kept = limits.max_cache_tokens
     model = model.reserving(kept)
     fill = _fill(config, limits, info.max_positions, model)
     auxiliary, beside = None, auxiliary_tokens(config, info)

@@ -93,10 +93,14 @@ class Engine:
         )
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
-        model = model or parallel.load(config, self.info, on_lost)
-        self.runner, self.scheduler = assemble(
-            config, self.info, self.limits, self.tokenizer, model, noise
-        )
+        loaded = model or parallel.load(config, self.info, on_lost)
+        try:
+            self.runner, self.scheduler = assemble(
+                config, self.info, self.limits, self.tokenizer, loaded, noise
+            )
+        except BaseException:
+            loaded.close()
+            raise
         self.model = self.runner.model
         self.before_step: Callable[[Rows[Sequence]], None] = lambda rows: None
         self._max_queue_ns = int(config.max_queue_time_s * 1e9)

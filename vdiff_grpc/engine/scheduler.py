@@ -15,7 +15,7 @@ class Scheduler:
     A row may join and leave between any two steps, whatever the others are doing. Without a
     target_step_tokens (0) every running row is in every step that max_step_tokens has room for.
     A row that keeps keys and values is admitted with the memory for all of them. Before its first
-    step its prompt is read, page by page: of all prompts together at most max_prompt_tokens in a
+    step its prompt is read, page by page: of all prompts together at most max_prompt_step_tokens in a
     step, so that the others' steps stay short.
     """
 
@@ -24,14 +24,14 @@ class Scheduler:
         max_running_rows: int,
         max_waiting_rows: int,
         max_step_tokens: int,
-        max_prompt_tokens: int,
+        max_prompt_step_tokens: int,
         reservations: Reservations,
         target_step_tokens: int = 0,
     ) -> None:
         self.max_running_rows = max_running_rows
         self.max_waiting_rows = max_waiting_rows
         self.max_step_tokens = max_step_tokens
-        self.max_prompt_tokens = min(max_prompt_tokens, max_step_tokens)
+        self.max_prompt_step_tokens = min(max_prompt_step_tokens, max_step_tokens)
         self.reservations = reservations
         self.waiting = Waiting()
         self.running: list[Sequence] = []
@@ -115,7 +115,7 @@ class Scheduler:
         for row in self.running:
             row.num_pages_now = 0
         reading = [row for row in self.running if row.num_pages_ahead]
-        left = self.max_prompt_tokens
+        left = self.max_prompt_step_tokens
         while reading and left > 0:
             for row in reading:
                 if left <= 0:

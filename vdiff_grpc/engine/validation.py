@@ -67,9 +67,9 @@ def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
         aligned = info.attention is AttentionPattern.BLOCK_CAUSAL
         least = max(2, info.block_length) if aligned else 1 + info.block_length
     if canvas < least:
+        bound = "max_canvas_tokens" if not config.cache_tokens or canvas < kept else "cache_tokens"
         raise CheckpointError(
-            f"max_canvas_tokens ({canvas}) leaves no room for a prompt and an answer; "
-            f"{least} at least"
+            f"{bound} ({canvas}) leaves no room for a prompt and an answer; {least} at least"
         )
     if info.attention is AttentionPattern.BLOCK_CAUSAL:
         canvas -= canvas % (info.block_length or 1)
@@ -88,7 +88,7 @@ def limits_for(config: EngineConfig, info: ModelInfo) -> EngineLimits:
         max_waiting_rows=config.max_waiting_rows,
         max_step_tokens=config.max_step_tokens,
         max_cache_tokens=kept,
-        max_prompt_step_tokens=config.max_prompt_tokens,
+        max_prompt_step_tokens=config.max_prompt_step_tokens,
         max_request_time_s=config.max_request_time_s,
         default_max_new_tokens=min(config.default_max_new_tokens, canvas),
         default_block_length=block_length or min(config.default_block_length, canvas),

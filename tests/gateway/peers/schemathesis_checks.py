@@ -25,6 +25,7 @@ STATED = re.compile(
     r"|are two names of one field"
     r"|cannot be (set|used) with"
     r"|must (be at most|exceed)"
+    r"|is below the smallest of this caller"
     r"|in include$"
 )
 

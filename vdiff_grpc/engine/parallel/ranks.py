@@ -108,7 +108,7 @@ class _Rank:
         self.connection, theirs = multiprocessing.Pipe()
         paths = (str(_SOURCES), os.environ.get("PYTHONPATH", ""))
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN.format(theirs.fileno())],
+            [sys.executable, "-P", "-c", _MAIN.format(theirs.fileno())],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from vdiff_grpc import v1
 from vdiff_grpc.config import ServerConfig
 from vdiff_grpc.engine import events, types
-from vdiff_grpc.engine.caches.kinds import CacheKind
+from vdiff_grpc.engine.caches.kinds import APPROXIMATE, CacheKind
 from vdiff_grpc.engine.prompts import MAX_SEGMENTS
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.server.convert.strategies import set_strategy
@@ -104,7 +104,11 @@ def model_info_response(
         family=info.family,
         attention=f"ATTENTION_PATTERN_{info.attention.name}",
         cache=_cache_policy(info.caches[0]),
-        caches=[_cache_policy(kind) for kind in info.caches],
+        caches=[
+            _cache_policy(kind)
+            for kind in info.caches
+            if limits.max_cache_tokens or kind not in APPROXIMATE
+        ],
         vocab_size=info.vocab_size,
         mask_token_id=info.mask_token_id,
         end_token_ids=info.end_token_ids,
