@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -41,7 +41,7 @@ _ROLES = {
 }
 
 # By the contract's own names.
-CACHES = {
+CACHES: dict[str, Any] = {
     name.removeprefix("CACHE_POLICY_").lower(): number
     for name, number in v1.CachePolicy.items()
     if number
@@ -285,6 +285,8 @@ def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpe
         diffusion.cache = CACHES[request.cache]
     if request.cache_refresh_steps is not None:
         diffusion.cache_refresh_steps = request.cache_refresh_steps
+    if request.suffix_window is not None:
+        diffusion.suffix_window = request.suffix_window
     if request.strategy is not None:
         set_strategy(diffusion, request.strategy)
     if request.partial_on_deadline is not None:

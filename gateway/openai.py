@@ -105,6 +105,10 @@ class CommonFields(Struct, kw_only=True):
         Annotated[int, Meta(ge=1, le=4096)] | None,
         Meta(description="With cache prefix or dual: compute all anew after so many passes."),
     ] = None
+    suffix_window: Annotated[
+        TokenId | None,
+        Meta(description="Leave out masks more than so many positions behind the active block."),
+    ] = None
     strategy: Annotated[
         Strategy | None,
         Meta(description="How positions are chosen. Default: the model's."),

@@ -53,6 +53,7 @@ def test_every_parameter_reaches_its_field() -> None:
         top_logprobs=8,
         cache="dual",
         cache_refresh_steps=9,
+        suffix_window=5,
         priority=-4,
     )
     assert spec == v1.GenerationSpec(
@@ -78,6 +79,7 @@ def test_every_parameter_reaches_its_field() -> None:
             confidence_threshold=v1.ConfidenceThreshold(threshold=0.75),
             cache=v1.CACHE_POLICY_DUAL,
             cache_refresh_steps=9,
+            suffix_window=5,
         ),
         priority=-4,
     )
@@ -122,7 +124,11 @@ def test_a_wrong_choice_is_refused_by_name_and_value() -> None:
 
 
 def test_the_names_of_caches_are_the_contract_s_everywhere() -> None:
-    names = [name.removeprefix("CACHE_POLICY_").lower() for name in v1.CachePolicy.keys()[1:]]
+    names = [
+        name.removeprefix("CACHE_POLICY_").lower()
+        for name, number in v1.CachePolicy.items()
+        if number
+    ]
     assert list(get_args(Cache)) == names
     assert list(CACHES) == names
     assert [kind.value for kind in CacheKind] == names

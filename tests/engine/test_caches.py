@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,7 +222,7 @@ def test_a_long_prompt_adds_no_more_to_a_step_than_it_may() -> None:
     computed: list[int] = []
     add(engine, 1, asked((5, 6, 7), 32))
     engine.step()
-    add(engine, 2, asked(LONG + LONG[:20]))
+    add(engine, 2, asked((*LONG, *LONG[:20])))
     while engine.has_work:
         before = engine.statistics.computed_tokens
         engine.step()
@@ -289,6 +292,8 @@ def test_a_row_whose_deadline_comes_gives_its_pages_back() -> None:
         (LLADA, {"cache": CacheKind.DUAL, "strategy": Klass()}, "cannot be used with klass"),
         (LLADA, {"cache_refresh_steps": 3}, "cannot be set with cache none"),
         (LLADA, {"cache": CacheKind.DUAL, "cache_refresh_steps": 0}, "(0) is not in [1, 4096]"),
+        (SDAR, {"suffix_window": 4}, "suffix_window (4) cannot be set"),
+        (LLADA, {"suffix_window": 4, "strategy": Wino()}, "wino looks beyond the block"),
         (SDAR, {"cfg_scale": 1.0}, "keeps 192 tokens of a canvas of 92 and its blind twin"),
     ],
 )
@@ -352,3 +357,115 @@ def test_a_row_whose_forerunner_has_left_reads_the_prompt_itself() -> None:
     assert output.shared_prompt_tokens == 32, "of what was read already it makes use"
     again = finished(run(tiny_engine(SDAR, early_end=False), asked())).outputs[0]
     assert output.tokens.ids == again.tokens.ids
+
+
+# --- the suffix window -----------------------------------------------------------------
+
+
+def test_what_is_far_behind_the_block_is_not_computed_until_the_block_comes_near() -> None:
+    engine = tiny_engine(LLADA, early_end=False)
+    request = asked(LONG[:11], 32, block_length=8, strategy=EntropyBound(0.0), suffix_window=4)
+    output = finished(run(engine, request)).outputs[0]
+    ends = [min(11 + 8 * (block + 1) + 4, 11 + 32) for block in range(4)]
+    assert output.computed_tokens == sum(8 * end for end in ends)
+    assert engine.info.mask_token_id not in output.canvas
+
+
+@pytest.mark.parametrize("kind", [CacheKind.NONE, *APPROXIMATE])
+def test_a_window_that_holds_all_changes_nothing(kind: CacheKind) -> None:
+    engine = tiny_engine(DREAM, early_end=False)
+    request = asked(num_new=24, block_length=8, temperature=0.5, cache=kind)
+    wide = dataclasses.replace(request.params, suffix_window=1000)
+    expected = trajectory(run(engine, request))
+    assert trajectory(run(engine, dataclasses.replace(request, params=wide))) == expected
+
+
+def test_given_text_behind_a_window_is_seen() -> None:
+    engine = tiny_engine(LLADA, early_end=False)
+    prompt = InfillPrompt((LONG[:6], Hole(9), (5, 5, 7), Hole(12)))
+    params = RequestParams(block_length=3, seed=1, strategy=EntropyBound(0.0), suffix_window=0)
+    output = finished(run(engine, Request(prompt, params))).outputs[0]
+    seen = [18] * 9 + [18 + 3 * (block + 1) for block in range(4) for _ in range(3)]
+    assert output.computed_tokens == sum(seen)
+    assert output.canvas[15:18] == (5, 5, 7)
+
+
+def test_rows_with_a_window_are_the_same_in_company() -> None:
+    engine = tiny_engine(LLADA, early_end=False)
+    kinds = (CacheKind.NONE, *APPROXIMATE)
+    requests = [
+        asked(LONG[: 9 + i], 24, block_length=8, seed=i, temperature=0.4, cache=kind,
+              suffix_window=3 * i)
+        for i, kind in enumerate(kinds)
+    ]  # fmt: skip
+    same_in_company(engine, requests)
+
+
+# --- found by reading ----------------------------------------------------------------
+
+
+def test_blocks_of_one_position_are_kept_only_when_they_are_filled(tmp_path: Path) -> None:
+    """A block-causal model's block may be 1: without a shift a mask must not be kept."""
+    shutil.copytree(SDAR, tmp_path / "one")
+    config = json.loads((SDAR / "config.json").read_text()) | {"block_size": 1}
+    (tmp_path / "one" / "config.json").write_text(json.dumps(config))
+    engine = tiny_engine(tmp_path / "one", early_end=False)
+    recorder = LogitsRecorder.install(engine)
+    add(engine, 1, asked((5, 6, 7), 8, temperature=0.0))
+    engine.step()
+    while engine.has_work:
+        canvas, wanted = (r := engine.scheduler.running[0]).ids.copy(), r.masked_in_block()
+        engine.step()
+        whole = whole_logits(engine, canvas, wanted)
+        torch.testing.assert_close(recorder.seen[1, 0][-1], whole, atol=2e-5, rtol=1e-4)
+
+
+def test_a_short_prompt_is_read_beside_more_long_ones_than_a_step_has_pages_for() -> None:
+    engine = tiny_engine(SDAR, early_end=False, max_prompt_step_tokens=32, share_prompts=False)
+    for key in range(3):
+        add(engine, key, asked((*LONG, key)))
+    add(engine, 9, asked(LONG[:33]))
+    for _ in range(4):
+        engine.step()
+    assert not engine.scheduler.running[3].num_pages_ahead
+
+
+def test_who_followed_and_finds_no_memory_holds_up_nobody_of_a_smaller_priority() -> None:
+    engine = tiny_engine(SDAR, early_end=False, max_prompt_step_tokens=32, cache_tokens=128)
+    add(engine, 1, asked(num_new=8))
+    add(engine, 2, dataclasses.replace(asked((*LONG, 1, 2, 3, 4, 5), 24), priority=50))
+    for _ in range(3):
+        engine.step()
+    add(engine, 3, dataclasses.replace(asked((5, 6, 7), 8), priority=0))
+    engine.step()
+    assert [row.key for row in engine.scheduler.running] == [1, 3]
+    events = run_all(engine)
+    assert all(isinstance(events[key][-1], Finished) for key in (1, 2, 3))
+
+
+def test_what_does_not_fit_drives_no_shared_prompt_out() -> None:
+    engine = tiny_engine(SDAR, early_end=False, cache_tokens=160)
+    run(engine, asked(num_new=8))
+    add(engine, 1, asked((5, 6, 7), 61))  # two pages that stay
+    engine.step()
+    add(engine, 2, asked(LONG[1:40], 20, cfg_scale=1.0))
+    engine.step()
+    engine.abort(1)
+    engine.abort(2)
+    assert finished(run(engine, asked(num_new=8))).outputs[0].shared_prompt_tokens == 64
+
+
+def test_passes_are_counted_alike_alone_and_in_company() -> None:
+    engine = tiny_engine(SDAR, early_end=False, max_prompt_step_tokens=32, share_prompts=False)
+    alone = finished(run(engine, asked())).outputs[0]
+    for key in range(5):
+        add(engine, key, asked())
+    assert {finished(e).outputs[0].forward_passes for e in run_all(engine).values()} == {
+        alone.forward_passes
+    }
+
+
+def test_a_prompt_longer_than_a_step_is_read_in_pages() -> None:
+    engine = tiny_engine(SDAR, early_end=False, max_step_tokens=64)
+    assert engine.limits.max_canvas_tokens == 128
+    assert finished(run(engine, asked((*LONG, *LONG[:25]), 8))).outputs[0].tokens.ids

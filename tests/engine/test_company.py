@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -174,3 +175,35 @@ def test_an_aborted_neighbour_changes_nothing() -> None:
         events += [event for owner, event in engine.step() if owner == 0]
     events += run_all(engine)[0]
     assert events[:-1] == expected
+
+
+@pytest.mark.parametrize("num_banned", [7, 15, 31])
+def test_a_neighbour_that_may_not_end_changes_no_bit(num_banned: int) -> None:
+    engine = tiny_engine()
+    engine.runner._banned_ids = torch.arange(60, 60 + num_banned)
+    asked = RequestParams(max_new_tokens=12, seed=1, strategy=EntropyBound(0.5))
+    requests = [
+        Request(TokensPrompt((7 * i, 3, i)), asked, granularity=Granularity.STEPS)
+        for i in range(1, 6)
+    ]
+    told = []
+    for ignore_eos in (None, True):
+        for key, request in enumerate(requests):
+            add(engine, key, request)
+        other = dataclasses.replace(asked, ignore_eos=ignore_eos)
+        add(engine, 99, Request(TokensPrompt((9,)), other))
+        events = run_all(engine)
+        told.append([events[key][:-1] for key in range(len(requests))])
+    assert told[0] == told[1]
+
+
+def test_a_neighbour_that_asks_for_more_top_tokens_changes_none() -> None:
+    engine = tiny_engine()
+    asked = RequestParams(max_new_tokens=8, seed=1, top_logprobs=3)
+    request = Request(TokensPrompt((7, 3)), asked, granularity=Granularity.STEPS)
+    told = []
+    for count in (0, 20):
+        add(engine, 1, request)
+        add(engine, 2, Request(TokensPrompt((9,)), dataclasses.replace(asked, top_logprobs=count)))
+        told.append(run_all(engine)[1][-1].outputs[0].tokens)
+    assert told[0] == told[1]

@@ -192,6 +192,12 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         help="with prefix or dual: compute the whole canvas anew after N passes",
     )
     group.add_argument(
+        "--suffix-window",
+        type=uint32,
+        metavar="N",
+        help="leave out masks more than N positions behind the active block",
+    )
+    group.add_argument(
         "--top-logprobs", type=uint32, metavar="N", help="tell the N most likely tokens (--json)"
     )
     how = group.add_mutually_exclusive_group()
@@ -241,6 +247,7 @@ def read_ask(args: argparse.Namespace) -> Ask:
         "priority": args.priority,
         "cache": args.cache,
         "cache_refresh_steps": args.cache_refresh_steps,
+        "suffix_window": args.suffix_window,
         "strategy": how,
         "top_logprobs": args.top_logprobs,
     }

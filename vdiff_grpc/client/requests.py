@@ -6,7 +6,7 @@ What is left out (None) is left out of the request, so that the server's default
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 from vdiff_grpc import v1
 from vdiff_grpc.client.strategies import Strategy, strategy_name
@@ -24,8 +24,10 @@ _ROLES: dict[str, v1.Role] = {
     "user": v1.ROLE_USER,
     "assistant": v1.ROLE_ASSISTANT,
 }
-_CACHES: dict[str, v1.CachePolicy] = {
-    name.removeprefix("CACHE_POLICY_").lower(): number for name, number in v1.CachePolicy.items()
+_CACHES: dict[str, Any] = {
+    name.removeprefix("CACHE_POLICY_").lower(): number
+    for name, number in v1.CachePolicy.items()
+    if number
 }
 _GRANULARITIES: dict[str, v1.Granularity] = {
     "committed": v1.GRANULARITY_COMMITTED,
@@ -64,6 +66,7 @@ class SpecFields(InputFields, total=False):
     top_logprobs: int | None
     cache: Cache | None
     cache_refresh_steps: int | None
+    suffix_window: int | None
     partial_on_deadline: bool | None  # the canvas as it stands, in place of TimedOutError
     priority: int | None  # among those that wait; the smaller goes first
 
@@ -98,6 +101,7 @@ def build_spec(
     top_logprobs: int | None = None,
     cache: Cache | None = None,
     cache_refresh_steps: int | None = None,
+    suffix_window: int | None = None,
     partial_on_deadline: bool | None = None,
     priority: int | None = None,
 ) -> v1.GenerationSpec:
@@ -111,6 +115,7 @@ def build_spec(
         cfg_scale=cfg_scale,
         cache=None if cache is None else _choice("cache", cache, _CACHES),
         cache_refresh_steps=cache_refresh_steps,
+        suffix_window=suffix_window,
     )
     if strategy is not None:
         case = getattr(diffusion, strategy_name(strategy))

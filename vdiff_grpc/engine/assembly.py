@@ -33,7 +33,7 @@ def assemble(
     kept = limits.max_cache_tokens
     model = model.reserving(kept)
     fill = _fill(config, limits, info.max_positions, model)
-    auxiliary, beside = None, auxiliary_tokens(config, info)
+    auxiliary, beside = None, auxiliary_tokens(config, info, limits.max_canvas_tokens)
     if config.aux_model_path:
         other = loader.load(config.aux_model_path, config.device, config.dtype)
         fitting = _fill(config, limits, info.auxiliary_positions, other)

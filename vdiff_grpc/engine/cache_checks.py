@@ -23,6 +23,8 @@ _BEYOND: dict[type[Strategy], tuple[CacheKind, ...]] = {
     Klass: (CacheKind.DUAL,),
 }
 
+_AHEAD = (Wino, AdaptiveParallel, Klass)
+
 # Kept tokens, where the configuration says nothing: 2.1 GB of LLaDA-8B's, 9.7 GB of SDAR-8B's.
 _FEW, _MANY = 4096, 65536
 
@@ -41,15 +43,15 @@ def cache_tokens(config: EngineConfig, info: ModelInfo, canvas: int) -> int:
         if info.attention is AttentionPattern.FULL:  # wanted only by who asks for it
             wanted = min(config.max_running_rows * longest, _FEW)
         else:
-            wanted = max(min(config.max_running_rows * longest, _MANY), longest)
+            wanted = min(config.max_running_rows * longest, _MANY)
     return wanted // page * page
 
 
-def auxiliary_tokens(config: EngineConfig, info: ModelInfo) -> int:
+def auxiliary_tokens(config: EngineConfig, info: ModelInfo, canvas: int) -> int:
     """The same of the auxiliary model; a canvas of it always fits."""
     if not info.auxiliary:
         return 0
-    page, longest = page_tokens(None), info.auxiliary_positions
+    page, longest = page_tokens(None), min(info.auxiliary_positions, canvas)
     wanted = max(min(config.max_running_rows * longest, _MANY), longest)
     return -(-wanted // page) * page
 
@@ -79,6 +81,19 @@ def resolve_cache(
             "of which nothing grows old",
         )
     return kind, refresh or 0
+
+
+def check_window(window: int | None, strategy: Strategy, info: ModelInfo, bad: Violations) -> None:
+    """What is beyond the window nobody may look at."""
+    if window is None:
+        return
+    if info.attention is not AttentionPattern.FULL:
+        why = f"the model {info.name} does not see what stands behind a block"
+    elif type(strategy) in _AHEAD:
+        why = f"{strategy.NAME} looks beyond the block"
+    else:
+        return
+    bad.add("diffusion.suffix_window", f"suffix_window ({window}) cannot be set: {why}")
 
 
 def check_room(

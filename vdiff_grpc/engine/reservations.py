@@ -44,13 +44,15 @@ class Reservations:
 
     def take(self, row: Sequence) -> bool:
         """Whether the row has its pages now: all of them, or none."""
-        leases: dict[int, Lease] = {}
-        for stream, pages in self._wanted(row).items():
-            names = self._names(row) if stream == CANVAS else ()
-            lease = pages.take(row.num_tokens, names)
-            if lease is None:
-                self._give_back(leases)
+        wanted = self._wanted(row)
+        for pool in (self.pages, self.auxiliary):  # before any page gives way for nothing
+            num_pages = sum(p.pages_of(row.num_tokens) for p in wanted.values() if p is pool)
+            if not pool.has_room(num_pages, self._names(row) if pool is self.pages else ()):
                 return False
+        leases: dict[int, Lease] = {}
+        for stream, pool in wanted.items():
+            lease = pool.take(row.num_tokens, self._names(row) if stream == CANVAS else ())
+            assert lease is not None, "there is room"
             leases[stream] = lease
         row.leases = leases
         if CANVAS in leases:
@@ -64,12 +66,9 @@ class Reservations:
 
     def give_back(self, row: Sequence) -> None:
         """The row has left, wherever it was."""
-        self._give_back(row.leases)
-        row.leases = {}
-
-    def _give_back(self, leases: dict[int, Lease]) -> None:
-        for stream, lease in leases.items():
+        for stream, lease in row.leases.items():
             (self.auxiliary if stream == AUXILIARY else self.pages).give_back(lease)
+        row.leases = {}
 
     def _wanted(self, row: Sequence) -> dict[int, Pages]:
         """Streams that keep something, and where."""

@@ -31,7 +31,7 @@ from vdiff_grpc.engine.models.row_model import RowModel
 from vdiff_grpc.engine.packing import Fill, PackedStep, pack
 from vdiff_grpc.engine.rng import CounterNoise, Noise, NoiseRows
 from vdiff_grpc.engine.sequence import Sequence, State
-from vdiff_grpc.engine.types import ModelInfo
+from vdiff_grpc.engine.types import MAX_TOP_LOGPROBS, ModelInfo
 
 _RULE_ORDER = {kind: number for number, kind in enumerate(RULES)}
 
@@ -89,7 +89,9 @@ class Runner:
             if row.num_pages_now:
                 pages += row.pages_variants(row.num_pages_now)
                 computed = row.num_pages_now * row.page_tokens * row.num_streams
-                reading.append(RowStep(row, [], row.num_streams, computed))
+                # a prompt counts once, in however many steps it is read
+                is_read = row.num_pages_now == row.num_pages_ahead
+                reading.append(RowStep(row, [], row.num_streams * is_read, computed))
                 continue
             try:
                 plans.append(self._plan(row))
@@ -263,8 +265,10 @@ class Runner:
             candidates.token_ids.int(),
             candidates.confidence.view(torch.int32),
         ]
-        wanted = max(s.params.top_logprobs for s in packed.sequences)
-        if wanted:
+        wanted = 0
+        if any(s.params.top_logprobs for s in packed.sequences):
+            # as many whoever asks: which of equals are taken depends on their number
+            wanted = min(MAX_TOP_LOGPROBS, candidates.logits.shape[1])
             values, ids = candidates.logits.topk(wanted, dim=-1)
             values -= candidates.normaliser.unsqueeze(1)
             columns += [*ids.int().unbind(1), *values.view(torch.int32).unbind(1)]

@@ -39,6 +39,7 @@ class Scheduler:
         self._following: list[Sequence] = []
         target = min(target_step_tokens or max_step_tokens, max_step_tokens)
         self._turns = Turns(target, max_step_tokens)
+        self._step = 0
 
     @property
     def num_waiting(self) -> int:
@@ -80,14 +81,10 @@ class Scheduler:
     def _admit(self, now_ns: int) -> None:
         """Whoever waits first and does not fit yet is waited for: nobody passes."""
         tokens = sum(row.num_step_tokens for row in self.running)
-        for row in list(self._following):
-            if self.reservations.follows(row):
-                continue
-            if not self._fits(row, tokens):
-                return
+        ready = [row for row in self._following if not self.reservations.follows(row)]
+        for row in ready:
             self._following.remove(row)
-            self.running.append(row)
-            tokens += row.num_step_tokens
+            self.waiting.put_back(row, now_ns)
         while self.waiting:
             row = self.waiting.first(now_ns)
             if self.reservations.follows(row):
@@ -115,13 +112,18 @@ class Scheduler:
         for row in self.running:
             row.num_pages_now = 0
         reading = [row for row in self.running if row.num_pages_ahead]
+        # who read longest ago is first, so that all get on where not all get a page
+        reading.sort(key=lambda row: row.read_in_step)
+        self._step += 1
         left = self.max_prompt_step_tokens
-        while reading and left > 0:
+        while reading:
             for row in reading:
-                if left <= 0:
-                    break
+                cost = row.page_tokens * row.num_streams
+                if cost > left and left < self.max_prompt_step_tokens:
+                    return
                 row.num_pages_now += 1
-                left -= row.page_tokens * row.num_streams
+                row.read_in_step = self._step
+                left -= cost
             reading = [row for row in reading if row.num_pages_now < row.num_pages_ahead]
 
     def _cost(self, row: Sequence) -> int:

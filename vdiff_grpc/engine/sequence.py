@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vdiff_grpc.engine.blocks import mask_rule_of, split_blocks, split_steps
+from vdiff_grpc.engine.blocks import mask_rule_of, split_blocks, split_steps, total_steps
 from vdiff_grpc.engine.caches.kinds import CacheKind, page_tokens
 from vdiff_grpc.engine.caches.pages import Lease
 from vdiff_grpc.engine.caches.policy import Part
@@ -28,6 +28,8 @@ from vdiff_grpc.engine.types import AttentionPattern, ModelInfo, ResolvedRequest
 
 # Streams of a row that keep keys and values: its canvas, its blind twin, the auxiliary model's.
 CANVAS, BLIND, AUXILIARY = range(3)
+
+_NOTHING: Ints = np.zeros(0, dtype=np.int64)
 
 
 class State(enum.IntEnum):
@@ -57,7 +59,7 @@ class Sequence:
     memory: the decoding rule's own state of this row; of device tensors, if it likes.
     leases: pages for keys and values, by stream; given while the row runs.
     prompt_pages: those that are computed before the first step, by what stands in them.
-    num_pages_now: how many of them the next step computes.
+    num_pages_now: how many of them the next step computes. read_in_step: when it last had some.
     step_in_block: logical steps taken in the active block.
     """
 
@@ -108,7 +110,9 @@ class Sequence:
         self.num_shared = 0
         self.first_commit_ns = 0
         self.blocks = split_blocks(self.generated, self.params.block_length, info)
-        self.block_steps = split_steps(self._total_steps(), [b.stop - b.start for b in self.blocks])
+        self.block_steps = split_steps(
+            total_steps(self.params, len(self.generated)), [b.stop - b.start for b in self.blocks]
+        )
         # a network that computes rows one by one keeps what it wants itself
         own = info.attention is AttentionPattern.CANVAS
         self.policy = POLICIES[CacheKind.NONE if own else self.params.cache]
@@ -116,6 +120,7 @@ class Sequence:
         self.page_tokens = page_tokens(info.block_length)
         self.leases: dict[int, Lease] = {}
         self.num_pages_now = 0
+        self.read_in_step = 0
         self.prompt_pages: tuple[bytes, ...] = ()
         if self.policy.shares:
             prompt = self.ids[: self.generated[0]]
@@ -204,21 +209,13 @@ class Sequence:
         ids = self.ids if ids is None else ids
         part = self.policy.part(self, self.leases.get(CANVAS), positions)
         positions = positions[positions - self.shift < part.end]  # later blocks are not computed
-        return Variant(
-            token_ids=ids[part.begin : part.end],
-            position_ids=self.position_ids[part.begin : part.end],
-            rule=self.mask_rule,
-            heads=np.maximum(positions - self.shift, 0) - part.begin,
-            positions=positions,
-            noise_step=self.step if noise_step is None else noise_step,
-            kept=part.kept,
-        )
+        return self._of_part(part, positions, ids, noise_step)
 
     def pages_variants(self, num_pages: int) -> list[Variant]:
         """The next pages of the prompt, each by itself; nothing is asked of them."""
         done = self.leases[CANVAS].length // self.page_tokens
         parts = [page_part(self.leases[CANVAS], done + i) for i in range(num_pages)]
-        variants = [self._page_variant(part) for part in parts]
+        variants = [self._of_part(part, _NOTHING, self.ids) for part in parts]
         return variants + [self.blind(v) for v in variants if self.is_guided]
 
     def blind(self, variant: Variant) -> Variant:
@@ -354,24 +351,34 @@ class Sequence:
 
     def _enter_block(self, block: int) -> None:
         self.block = block
+        self.seen_end = self._seen_end()
         self._masked = None
         self._block_masks = len(self.masked_in_block())
         self.step_in_block = 0
         for lease in self.leases.values():
             self.policy.enter_block(lease)
 
-    def _page_variant(self, part: Part) -> Variant:
-        nothing = np.zeros(0, dtype=np.int64)
-        place = slice(part.begin, part.end)
+    def _of_part(
+        self, part: Part, positions: Ints, ids: Ints, noise_step: int | None = None
+    ) -> Variant:
         return Variant(
-            token_ids=self.ids[place],
-            position_ids=self.position_ids[place],
+            token_ids=ids[part.begin : part.end],
+            position_ids=self.position_ids[part.begin : part.end],
             rule=self.mask_rule,
-            heads=nothing,
-            positions=nothing,
-            noise_step=self.step,
+            heads=np.maximum(positions - self.shift, 0) - part.begin,
+            positions=positions,
+            noise_step=self.step if noise_step is None else noise_step,
             kept=part.kept,
         )
+
+    def _seen_end(self) -> int:
+        """Masks far behind the active block are left out, but not what is given behind them."""
+        window = self.params.suffix_window
+        if window is None:
+            return len(self.ids)
+        given = np.flatnonzero(self.state != State.MASKED)
+        last = int(given[-1]) if len(given) else -1
+        return min(len(self.ids), max(int(self.block_positions()[-1]) + window, last) + 1)
 
     def _keep_top(self, changes: Columns) -> None:
         assert changes.top_ids is not None
@@ -382,13 +389,6 @@ class Sequence:
             data = tuple(self.tokenizer.token_bytes(t) for t in ids) if self.tokenizer else ()
             logprobs = tuple(changes.top_logprobs[i, :count].tolist())
             self.top_tokens[position] = TopTokens(ids, logprobs, data)
-
-    def _total_steps(self) -> int | None:
-        """The surplus of a last block gets its share beside what was asked for."""
-        steps, asked = self.params.steps, self.params.max_new_tokens
-        if steps is None:
-            return None
-        return steps + (len(self.generated) - asked) * steps // asked
 
     def _positions_without_end(self) -> Bools:
         """Where end tokens may not be drawn: everywhere on request, and before frozen text."""

@@ -71,6 +71,10 @@ class RequestParams:
     top_logprobs: int | None = None
     cache: CacheKind | None = None
     cache_refresh_steps: int | None = None
+    suffix_window: int | None = None
+
+
+MAX_TOP_LOGPROBS = 20
 
 
 class Granularity(enum.Enum):
@@ -118,6 +122,7 @@ class SamplingParams:
     top_logprobs: int
     cache: CacheKind = CacheKind.NONE
     cache_refresh_steps: int = 0  # 0: at each block's begin only
+    suffix_window: int | None = None  # None: all of the canvas
 
 
 class SpanKind(enum.Enum):

@@ -11,7 +11,8 @@ import secrets
 import time
 from typing import Any, TypeVar
 
-from vdiff_grpc.engine.cache_checks import cache_tokens, check_room, resolve_cache
+from vdiff_grpc.engine.cache_checks import cache_tokens, check_room, check_window, resolve_cache
+from vdiff_grpc.engine.caches.kinds import CacheKind, page_tokens
 from vdiff_grpc.engine.prompts import Violations, lay_out
 from vdiff_grpc.engine.stop_checks import check_stop_ids, check_stops
 from vdiff_grpc.engine.strategies import AdaptiveParallel, FixedSchedule, Strategy
@@ -24,6 +25,7 @@ from vdiff_grpc.engine.strategy_checks import (
 )
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
+    MAX_TOP_LOGPROBS,
     AttentionPattern,
     ChatPrompt,
     EngineConfig,
@@ -47,7 +49,6 @@ _T = TypeVar("_T")
 MAX_TEMPERATURE = 2.0
 MAX_CFG_SCALE = 16.0
 MAX_SEED = 2**64 - 1
-MAX_TOP_LOGPROBS = 20
 MAX_PRIORITY = 100  # and as far below 0
 
 
@@ -186,9 +187,14 @@ def resolve(
     block_length = _only_block_length(info) or min(
         _or(asked.block_length, base.block_length), num_new
     )
-    check_step(strategy, len(canvas), block_length, cfg_scale, limits, bad)
+    computed = len(canvas)
+    if info.caches == (CacheKind.SETTLED,) and info.attention is not AttentionPattern.CANVAS:
+        # page by page, and what is left of the prompt with the first block
+        computed = min(computed, page_tokens(info.block_length) + block_length)
+    check_step(strategy, computed, block_length, cfg_scale, limits, bad)
     check_memory(strategy, block_length, info, bad)
     cache, refresh = resolve_cache(asked, strategy, info, bad)
+    check_window(asked.suffix_window, strategy, info, bad)
     check_room(cache, len(canvas), cfg_scale, info, limits, bad)
     if isinstance(strategy, AdaptiveParallel) and len(canvas) > info.auxiliary_positions > 0:
         bad.add(
@@ -224,6 +230,7 @@ def resolve(
             top_logprobs=_or(asked.top_logprobs, base.top_logprobs),
             cache=cache,
             cache_refresh_steps=refresh,
+            suffix_window=asked.suffix_window,
         ),
         seeds=tuple(output_seed(seed, index) for index in range(n)),
         is_template=infill

@@ -71,6 +71,11 @@ class Waiting:
         heappush(one.callers.setdefault(caller, []), (due_ns, self._next_number, row))
         self._next_number += 1
 
+    def put_back(self, row: Sequence, now_ns: int) -> None:
+        """A row that was taken and got no place."""
+        self.charge(row.request.caller, -row.num_step_tokens)
+        self.add(row, now_ns)
+
     def first(self, now_ns: int) -> Sequence:
         """Whose turn it is. There must be one."""
         one = self._classes[self._next_priority(now_ns)]

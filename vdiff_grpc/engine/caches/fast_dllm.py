@@ -25,7 +25,7 @@ class KeepPrefix(CachePolicy):
 
     def part(self, canvas: Canvas, lease: Lease | None, positions: Ints) -> Part:
         assert lease is not None, "a row that keeps has its pages"
-        num = canvas.num_tokens
+        num = canvas.seen_end
         if self._is_stale(canvas, lease):
             return Part(0, num, Kept(lease, ((0, 0),), 0, num))
         begin, end = self._computed(canvas)
@@ -33,7 +33,7 @@ class KeepPrefix(CachePolicy):
 
     def most(self, canvas: Canvas, lease: Lease | None) -> int:
         if lease is None or self._is_stale(canvas, lease):
-            return canvas.num_tokens
+            return canvas.seen_end
         begin, end = self._computed(canvas)
         return end - begin
 
@@ -45,7 +45,7 @@ class KeepPrefix(CachePolicy):
         return not lease.length or (refresh > 0 and lease.age >= refresh)
 
     def _computed(self, canvas: Canvas) -> tuple[int, int]:
-        return max(int(canvas.block_positions()[0]) - canvas.shift, 0), canvas.num_tokens
+        return max(int(canvas.block_positions()[0]) - canvas.shift, 0), canvas.seen_end
 
 
 class KeepBoth(KeepPrefix):

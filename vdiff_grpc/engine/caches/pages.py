@@ -76,6 +76,12 @@ class Pages:
     def pages_of(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_tokens)
 
+    def has_room(self, num_pages: int, names: tuple[bytes, ...] = ()) -> bool:
+        """Whether so many pages can be had, those of these names that are there among them."""
+        shared, _ = self._lookup(names)
+        unused = len(self._unused) - sum(page in self._unused for page in shared)
+        return num_pages - len(shared) <= len(self._free) + unused
+
     def take(self, num_tokens: int, names: tuple[bytes, ...] = ()) -> Lease | None:
         """Pages for a canvas of so many tokens; None when there are not enough.
 
@@ -83,8 +89,7 @@ class Pages:
         """
         shared, parent = self._lookup(names)
         wanted = self.pages_of(num_tokens) - len(shared)
-        unused = sum(page not in shared for page in self._unused) if self._unused else 0
-        if wanted > len(self._free) + unused:
+        if not self.has_room(wanted + len(shared), names):
             return None
         for page in shared:
             self._hold(page)

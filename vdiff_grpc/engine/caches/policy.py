@@ -54,7 +54,7 @@ class Part:
 class Canvas(Protocol):
     """What a policy knows of a row.
 
-    num_tokens: of the canvas. shift: logits of position p - shift predict position p.
+    num_tokens: of the canvas. seen_end: where what is computed of it ends, in this block. shift: logits of position p - shift predict position p.
     page_tokens: of a page. attention_block: tokens of a block that is settled as a whole. cache_refresh_steps: passes
     after which what is kept is computed anew; 0: never inside a block.
     """
@@ -65,6 +65,9 @@ class Canvas(Protocol):
 
     @property
     def num_tokens(self) -> int: ...
+
+    @property
+    def seen_end(self) -> int: ...
 
     @property
     def attention_block(self) -> int: ...
@@ -87,7 +90,7 @@ class CachePolicy:
 
     def most(self, canvas: Canvas, lease: Lease | None) -> int:
         """Most tokens of a part that the next step computes; lease: None before there is one."""
-        return canvas.num_tokens
+        return canvas.seen_end
 
     def enter_block(self, lease: Lease) -> None:
         """The row goes on to its next block."""
@@ -99,4 +102,4 @@ class KeepNothing(CachePolicy):
     keeps = False
 
     def part(self, canvas: Canvas, lease: Lease | None, positions: Ints) -> Part:
-        return Part(0, canvas.num_tokens)
+        return Part(0, canvas.seen_end)

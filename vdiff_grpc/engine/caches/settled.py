@@ -24,7 +24,7 @@ class KeepSettled(CachePolicy):
     def part(self, canvas: Canvas, lease: Lease | None, positions: Ints) -> Part:
         assert lease is not None, "a row that keeps has its pages"
         block, begin = canvas.attention_block, lease.length
-        if block == 1:  # what is looked back from is settled
+        if canvas.shift:  # causal: what is looked back from is settled
             end = int(positions[-1]) - canvas.shift + 1
             keep = end - begin
         else:

@@ -74,12 +74,14 @@ def ban_(logits: Tensor, banned_ids: Tensor, end_ids: Tensor, rows_without_end: 
     """
     banned = logits[:, banned_ids]
     logits.index_fill_(1, banned_ids, -torch.inf)
-    if not len(rows_without_end) or not len(end_ids):
+    if not len(end_ids):
         return banned
+    # as wide whoever bans: the order of a sum depends on its length
     ends = torch.full_like(logits[:, : len(end_ids)], -torch.inf)
-    where = rows_without_end.unsqueeze(1), end_ids.unsqueeze(0)
-    ends[rows_without_end] = logits[where]
-    logits[where] = -torch.inf
+    if len(rows_without_end):
+        where = rows_without_end.unsqueeze(1), end_ids.unsqueeze(0)
+        ends[rows_without_end] = logits[where]
+        logits[where] = -torch.inf
     return torch.cat([banned, ends], dim=1)
 
 

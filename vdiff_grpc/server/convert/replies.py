@@ -207,6 +207,7 @@ def _resolved(params: types.SamplingParams) -> v1.ResolvedParams:
         cfg_scale=params.cfg_scale,
         cache=_cache_policy(params.cache),
         cache_refresh_steps=params.cache_refresh_steps or None,
+        suffix_window=params.suffix_window,
     )
     set_strategy(diffusion, params.strategy)
     sampling = v1.SamplingParams(

@@ -222,6 +222,7 @@ def _params(
         cache_refresh_steps=diffusion.cache_refresh_steps
         if diffusion.HasField("cache_refresh_steps")
         else None,
+        suffix_window=diffusion.suffix_window if diffusion.HasField("suffix_window") else None,
     )
 
 
