@@ -112,6 +112,11 @@ class ServerConfig:
         "varlen",
         "flex",
     )
+    compile: bool = _option(
+        _ENGINE.compile,
+        "compile the network's layers with torch.compile at start, which takes up to minutes (on or "
+        "off)",
+    )
     tensor_parallel_size: int = _option(
         _ENGINE.tensor_parallel_size,
         "processes that the weights are split over, each on a GPU of its own; or all on the CPU",
@@ -253,6 +258,7 @@ class ServerConfig:
             quantization=self.quantization,
             threads=self.threads,
             attention=self.attention,
+            compile=self.compile,
             tensor_parallel_size=self.tensor_parallel_size,
             batch_invariant=self.batch_invariant,
             max_running_rows=self.max_running_rows,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 
 from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.cache_checks import auxiliary_tokens
 from vdiff_grpc.engine.caches.kinds import page_tokens
-from vdiff_grpc.engine.models import loader
+from vdiff_grpc.engine.models import compiling, loader
+from vdiff_grpc.engine.models.checkpoint import Config
+from vdiff_grpc.engine.models.registry import find_family
 from vdiff_grpc.engine.packing import FILLER_LENGTH, Fill
 from vdiff_grpc.engine.reservations import Reservations
 from vdiff_grpc.engine.rng import Noise
@@ -30,6 +33,8 @@ def assemble(
     noise: Noise | None,
 ) -> tuple[Runner, Scheduler]:
     """With memory reserved for all keys and values that can be kept. Raises CheckpointError."""
+    if config.compile:
+        compiling.compile_layers(model, config, find_family(Config.read(Path(info.path))))
     kept = limits.max_cache_tokens
     model = model.reserving(kept)
     fill = _fill(config, limits, info.max_positions, model)

@@ -279,6 +279,7 @@ class EngineConfig:
     quantization: str = "none"
     threads: int = 0
     attention: str = "auto"
+    compile: bool = False
     tensor_parallel_size: int = 1
     batch_invariant: bool = False
     max_running_rows: int = 32

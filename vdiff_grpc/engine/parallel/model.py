@@ -85,6 +85,8 @@ def load(config: EngineConfig, info: ModelInfo, on_lost: Callable[[Ended], None]
             f"tensor_parallel_size is {size} and quantization {config.quantization}: quantised "
             "weights are not split"
         )
+    if config.compile:
+        raise CheckpointError(f"tensor_parallel_size is {size} and compile on: choose one of them")
     if dist.is_initialized():
         raise CheckpointError(
             f"tensor_parallel_size is {size}: this process is already one of a torch.distributed "
