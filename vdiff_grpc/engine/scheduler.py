@@ -41,6 +41,11 @@ class Scheduler:
         self._turns = Turns(target, max_step_tokens)
 
     @property
+    def queued(self) -> list[Sequence]:
+        """The rows that have no place yet, in no order."""
+        return [*self._following, *self.waiting]
+
+    @property
     def num_waiting(self) -> int:
         return len(self.waiting) + len(self._following)
 
