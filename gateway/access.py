@@ -94,6 +94,11 @@ def _check(entry: KeyEntry) -> None:
             f"tokens_per_minute of {entry.name!r} is for the server's key file: the gateway counts "
             "no tokens"
         )
+    if entry.latency_budget_s is not None:
+        raise KeyFileError(
+            f"latency_budget_s of {entry.name!r} is for the server's key file: the gateway hurries "
+            "nothing"
+        )
     if entry.min_priority is not None:
         raise KeyFileError(
             f"min_priority of {entry.name!r} is for the server's key file: the gateway has no queue"

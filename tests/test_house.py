@@ -47,7 +47,7 @@ ONLY: dict[str, tuple[str, ...]] = {
 ENGINE_ORDER = (
     ("strategies", "exact", "caches", "kernels"),
     ("types", "events", "attention"),
-    ("rng", "tokenizer", "messages", "columns", "pulse", "pace"),
+    ("rng", "tokenizer", "messages", "columns", "pulse", "pace", "step_times"),
     ("text", "models", "prompts", "blocks"),
     ("strategy_checks", "cache_checks", "stop_checks", "sequence", "parallel"),
     ("waiting", "turns"),
@@ -55,7 +55,7 @@ ENGINE_ORDER = (
     ("scheduler",),
     ("auxiliary",),
     ("runner",),
-    ("assembly",),
+    ("assembly", "hurry"),
     ("engine",),
     ("worker",),
 )

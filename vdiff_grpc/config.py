@@ -171,6 +171,13 @@ class ServerConfig:
         _ENGINE.max_queue_time_s,
         "seconds that a request may wait for its first step, then it is refused; 0: no limit",
     )
+    overload: str = _choice(
+        _ENGINE.overload,
+        "a request whose latency_budget cannot be kept at the utmost haste: queue (it comes late) or "
+        "refuse (it is turned away at once)",
+        "queue",
+        "refuse",
+    )
     max_step_time_s: float = _option(
         120.0, "seconds after which a step counts as hung: the engine is started again; 0: never"
     )
@@ -272,6 +279,7 @@ class ServerConfig:
             max_n=self.max_n,
             max_request_time_s=self.max_request_time_s,
             max_queue_time_s=self.max_queue_time_s,
+            overload=self.overload,
             default_max_new_tokens=self.default_max_new_tokens,
             default_block_length=self.default_block_length,
             served_names=self.served_names,

@@ -8,6 +8,7 @@ VdiffError
 ├── RateLimitError          a key's requests or tokens are used up  RESOURCE_EXHAUSTED
 ├── QueueFullError          no place to wait                        RESOURCE_EXHAUSTED
 ├── QueueTimeoutError       waited too long for a place             RESOURCE_EXHAUSTED
+├── BudgetError             cannot be in time, however hurried      RESOURCE_EXHAUSTED
 ├── CallerLimitError        the caller has too much open            RESOURCE_EXHAUSTED
 ├── RequestIdConflictError  the id stands for another request       ALREADY_EXISTS
 ├── RequestCancelledError   cancelled by its id                     CANCELLED
@@ -96,6 +97,16 @@ class QueueTimeoutError(VdiffError):
     """Waited longer than `--max-queue-time-s` for its first step. `retry_after_s` as above."""
 
     reason = "QUEUE_TIMEOUT"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class BudgetError(VdiffError):
+    """A latency budget that could not be kept at the utmost haste. `retry_after_s` as above."""
+
+    reason = "LATENCY_BUDGET"
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)

@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -61,6 +62,7 @@ class KeyEntry:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     min_priority: int | None = None  # None: 0, so that nobody goes before the others
+    latency_budget_s: float | None = None  # of its requests that say none: they may be hurried
     created: str = ""  # for people
 
 
@@ -242,7 +244,18 @@ def _entry(value: Any) -> KeyEntry:
     if priority is not None and (type(priority) is not int or abs(priority) > MAX_PRIORITY):
         least, most = -MAX_PRIORITY, MAX_PRIORITY
         raise ValueError(f"min_priority of {name!r} must be a whole number from {least} to {most}")
-    return KeyEntry(name, hashes, rights, created=created, min_priority=priority, **limits)
+    budget_s = value.get("latency_budget_s")
+    if budget_s is not None and (type(budget_s) not in (int, float) or not 0 < budget_s < math.inf):
+        raise ValueError(f"latency_budget_s of {name!r} must be a number above 0")
+    return KeyEntry(
+        name,
+        hashes,
+        rights,
+        created=created,
+        min_priority=priority,
+        latency_budget_s=budget_s,
+        **limits,
+    )
 
 
 def _strings(value: Any) -> tuple[str, ...] | None:

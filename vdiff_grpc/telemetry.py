@@ -187,6 +187,14 @@ FORWARDS = Instrument(
 REQUESTS = Instrument(
     "vdiff.requests", "counter", "{request}", "Requests that have left the engine.", (OUTCOME,)
 )
+HURRIED = Instrument(
+    "vdiff.requests.hurried", "counter", "{request}",
+    "Finished requests that were hurried for the sake of their latency budget.",
+)  # fmt: skip
+BUDGETS = Instrument(
+    "vdiff.latency_budgets", "counter", "{request}",
+    "Requests with a latency budget: met, or missed, refused and failed ones included.", (OUTCOME,),
+)  # fmt: skip
 PROMPT_TOKENS = Instrument(
     "vdiff.tokens.prompt", "counter", "{token}", "Given tokens of the requests that came."
 )
@@ -213,7 +221,8 @@ SERVER_METRICS = (
     RPC_DURATION, REQUEST_DURATION, FIRST_TOKEN, OUTPUT_TOKEN, TOKEN_USAGE, QUEUE_TIME,
     TOKENS_PER_FORWARD, STEP_DURATION, STEP_ROWS, ERRORS, CALLS_OPEN, ROWS_WAITING, ROWS_RUNNING,
     ENGINE_READY, ENGINE_RESTARTS, ENGINE_STEPS, FORWARDS, REQUESTS, PROMPT_TOKENS,
-    COMPLETION_TOKENS, COMMITTED_TOKENS, SHARED_TOKENS, COMPUTED_TOKENS, CACHE_TOKENS, BUILD,
+    COMPLETION_TOKENS, COMMITTED_TOKENS, SHARED_TOKENS, COMPUTED_TOKENS, CACHE_TOKENS, HURRIED,
+    BUDGETS, BUILD,
 )  # fmt: skip
 
 HTTP_DURATION = Instrument(

@@ -27,6 +27,7 @@ class Asked:
     priority: int = 0
     arrival_ns: int = 0
     deadline_ns: int | None = None
+    due_ns: int | None = None
 
 
 @dataclass(eq=False)

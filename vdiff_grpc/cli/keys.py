@@ -6,6 +6,7 @@ A key is printed once, to standard output, and kept nowhere: the file has its ha
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -45,6 +46,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the smallest priority it may ask for, and so go before others (default 0)",
     )
+    add.add_argument(
+        "--latency-budget-s",
+        type=_budget,
+        metavar="S",
+        help="latency budget of its requests that say none: they may be hurried (default: none)",
+    )
     _action(actions, "rotate", _rotate, "make a new key for a caller; the last one stays valid")
     _action(actions, "remove", _remove, "make a caller's keys invalid")
     listing = actions.add_parser("list", help="print who has keys", allow_abbrev=False)
@@ -72,6 +79,7 @@ def _add(path: Path, args: argparse.Namespace) -> None:
         args.requests_per_minute,
         args.tokens_per_minute,
         args.min_priority,
+        args.latency_budget_s,
         datetime.now(UTC).strftime("%Y-%m-%d"),
     )
     keys.save(path, (*entries, entry))
@@ -112,6 +120,8 @@ def _list(path: Path, args: argparse.Namespace) -> None:
         ]
         if entry.min_priority is not None:
             limits.append(f"priority {entry.min_priority} and above")
+        if entry.latency_budget_s is not None:
+            limits.append(f"latency budget {entry.latency_budget_s:g} s")
         print(entry.name, ",".join(entry.rights) or "no rights", *limits, sep="\t")
 
 
@@ -160,6 +170,13 @@ def _limit(text: str) -> int:
 
 
 _limit.__name__ = "whole number"  # argparse names the type of what int() refuses
+
+
+def _budget(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return seconds
 
 
 def _priority(text: str) -> int:

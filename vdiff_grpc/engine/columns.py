@@ -37,6 +37,21 @@ class Action(enum.IntEnum):
     UNMASK = 1
     REVISE = 2
     REMASK = 3
+    HURRY = 4  # an UNMASK for the sake of time; on the device only
+
+
+@dataclass(frozen=True, slots=True)
+class Haste:
+    """What a row's step fills beyond its rule's own choice, to be in time.
+
+    threshold: all predictions at least this confident. floor: and this many positions in all.
+    """
+
+    threshold: float
+    floor: int
+
+
+NO_HASTE = Haste(2.0, 0)
 
 
 @dataclass(frozen=True, slots=True)

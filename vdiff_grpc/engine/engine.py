@@ -18,6 +18,7 @@ from vdiff_grpc.engine.assembly import assemble
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
 from vdiff_grpc.engine.events import Event, Failed, Finished
+from vdiff_grpc.engine.hurry import Hurry, outcome
 from vdiff_grpc.engine.messages import Ended, Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.pace import Pace
@@ -40,7 +41,13 @@ from vdiff_grpc.engine.types import (
     TokensPrompt,
 )
 from vdiff_grpc.engine.validation import limits_for, resolve
-from vdiff_grpc.errors import DeadlineError, EngineFaultError, QueueTimeoutError, VdiffError
+from vdiff_grpc.errors import (
+    BudgetError,
+    DeadlineError,
+    EngineFaultError,
+    QueueTimeoutError,
+    VdiffError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +76,7 @@ class Engine:
     """Serves one model. Use it as a library through `generate`, or step by step.
 
     before_step: told the rows of every step that is about to be computed; what it raises counts
-    as the step's own fault. timing: of the last step; None when nothing was computed in it.
+    as the step's own fault. clock: time.monotonic_ns, or a test's own. timing: of the last step; None when nothing was computed in it.
     """
 
     def __init__(
@@ -103,6 +110,8 @@ class Engine:
             raise
         self.model = self.runner.model
         self.before_step: Callable[[Rows[Sequence]], None] = lambda rows: None
+        self.clock: Callable[[], int] = time.monotonic_ns
+        self.hurry = Hurry(config.overload)
         self._max_queue_ns = int(config.max_queue_time_s * 1e9)
         self._pace = Pace()
         self._open: dict[int, _Open] = {}
@@ -132,14 +141,21 @@ class Engine:
         """Queues a request; it joins at the next step that has a place.
 
         key: the caller's own number, unique among open requests. is_watched: its phases are
-        wanted, see take_marks. Raises QueueFullError.
+        wanted, see take_marks. Raises QueueFullError or BudgetError.
         """
         assert key not in self._open, f"key {key} is taken"
         sequences = [
             Sequence(key, request, index, self.info, self.tokenizer)
             for index in range(request.params.n)
         ]
-        self.scheduler.add(sequences, time.monotonic_ns())
+        now = self.clock()
+        try:
+            self.hurry.admit(sequences, self.scheduler, now)
+        except BudgetError:
+            self._count(budgets_missed=1)
+            self._spent.append(Spent(key, 0, 0))
+            raise
+        self.scheduler.add(sequences, now)
         for sequence in sequences:
             rule_of(sequence).begin(sequence)
         told = {s.index: Told(s) for s in sequences}
@@ -174,17 +190,19 @@ class Engine:
         Raises what leaves the device unusable, or without memory for any step.
         """
         self.timing = None
+        begin = self.clock()
         events = self._expire()
-        rows = self.scheduler.schedule(time.monotonic_ns())
+        rows = self.scheduler.schedule(begin)
         if not rows:
             return events
-        num_rows, now = len(rows), time.monotonic_ns()
+        num_rows, now = len(rows), self.clock()
         for row in rows:
             opened = self._open[row.key]
             if not opened.started_ns:
                 opened.started_ns = now
                 if opened.is_watched:
                     self._marks.append(Mark(row.key, "begun", now))
+        self.hurry.prepare(rows, self.scheduler, now)
         try:
             self.before_step(rows)
             results = self.runner.step(rows)
@@ -210,7 +228,8 @@ class Engine:
             computed_tokens=sum(result.computed for result in results),
         )
         self.scheduler.remove_finished()
-        self.timing = Timing(time.monotonic_ns() - now, num_rows)
+        self.timing = Timing(self.clock() - now, num_rows)
+        self.hurry.note(results, (self.clock() - begin) / 1e9)
         self._pace.note(self.timing.duration_ns)
         return events
 
@@ -252,10 +271,13 @@ class Engine:
         rule = rule_of(row)
         row.forward_passes += result.forwards
         row.num_computed += result.computed
+        row.num_hurried += result.num_hurried
         events: list[Event] = []
         for changes in result.steps:
             row.apply(changes)
             self._count(committed_tokens=int(np.count_nonzero(changes.actions == _UNMASK)))
+            if len(changes) and not row.first_commit_ns:
+                row.first_commit_ns = self.clock()
             done = rule.is_block_done(row)
             row.settle(block_done=done)
             if opened.is_watched:
@@ -271,7 +293,7 @@ class Engine:
 
     def _mark(self, opened: _Open, row: Sequence, *, block_done: bool) -> None:
         """Notes the phases that one logical step has ended."""
-        now = time.monotonic_ns()
+        now = self.clock()
         if not opened.has_stepped:
             opened.has_stepped = True
             self._marks.append(Mark(row.key, "first_step", now, row.index))
@@ -293,7 +315,7 @@ class Engine:
 
     def _finish(self, key: int) -> Finished:
         opened = self._open.pop(key)
-        arrival, now = opened.request.arrival_ns, time.monotonic_ns()
+        arrival, now = opened.request.arrival_ns, self.clock()
         outputs = tuple(sequence.output() for sequence in opened.sequences)
         firsts = [s.first_commit_ns for s in opened.sequences if s.first_commit_ns]
         self._count(
@@ -301,7 +323,9 @@ class Engine:
             shared_prompt_tokens=outputs[0].shared_prompt_tokens,
             completion_tokens=sum(len(o.tokens.ids) for o in outputs),
             finished_forward_passes=sum(o.forward_passes for o in outputs),
+            requests_hurried=any(o.hurried for o in outputs),
         )
+        self._count(**outcome(opened.request, outputs, now))
         return Finished(
             outputs=outputs,
             queue_time_ns=(opened.started_ns or now) - arrival,
@@ -312,7 +336,7 @@ class Engine:
     def _expire(self) -> list[tuple[int, Event]]:
         """Ends requests whose time is over, waiting or running."""
         events: list[tuple[int, Event]] = []
-        now = time.monotonic_ns()
+        now = self.clock()
         for key, opened in list(self._open.items()):
             request, deadline = opened.request, opened.deadline_ns
             waited = now - request.arrival_ns
@@ -332,6 +356,7 @@ class Engine:
                 )
             if error is not None:
                 self.abort(key)
+                self._count(budgets_missed=request.due_ns is not None)
                 events.append((key, Failed(error)))
         return events
 
@@ -367,7 +392,9 @@ class Engine:
         logger.exception("fault %s in a step of requests %s", fault_id, ids)
         self.scheduler.remove(keys)
         for key in keys:
-            self._spent.append(_spent(key, self._open.pop(key)))
+            opened = self._open.pop(key)
+            self._count(budgets_missed=opened.request.due_ns is not None)
+            self._spent.append(_spent(key, opened))
         self._count(requests_failed=len(keys))
         error: VdiffError = EngineFaultError(fault_id)
         return [(key, Failed(error)) for key in keys]

@@ -103,6 +103,7 @@ class Output:
     canvas: tuple[int, ...]
     computed_tokens: int = 0
     shared_prompt_tokens: int = 0
+    hurried: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vdiff_grpc.engine.auxiliary import Auxiliary
-from vdiff_grpc.engine.columns import Columns, Ints, Variant
+from vdiff_grpc.engine.columns import NO_HASTE, Action, Columns, Ints, Variant
+from vdiff_grpc.engine.decoding.hurry import hasten
 from vdiff_grpc.engine.decoding.registry import RULES, rule_of
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
 from vdiff_grpc.engine.decoding.stages import (
@@ -40,7 +41,8 @@ _RULE_ORDER = {kind: number for number, kind in enumerate(RULES)}
 class RowStep:
     """What one forward pass gives a row: the changes of its logical steps, in order.
 
-    forwards: passes over its canvas. computed: tokens of these passes. error: what went wrong with this row alone.
+    forwards: passes over its canvas. computed: tokens of these passes. error: what went wrong with
+    this row alone. num_hurried: positions that were filled for the sake of time.
     """
 
     sequence: Sequence
@@ -48,6 +50,7 @@ class RowStep:
     forwards: int
     computed: int = 0
     error: Exception | None = None
+    num_hurried: int = 0
 
 
 class Runner:
@@ -160,7 +163,10 @@ class Runner:
                 lines[begin:end] - rows[0],
                 self._to_device(parameters.reshape(len(sequences), -1)),
             )
-            actions[begin:end] = rule.select(group, part)
+            selected = rule.select(group, part)
+            if any(row.haste is not NO_HASTE for row in sequences):
+                selected = hasten(group, part, selected, rule.scores(group, part))
+            actions[begin:end] = selected
         return self._to_host(packed, candidates, actions)
 
     def _candidates(self, packed: PackedStep, logits: Tensor) -> tuple[Candidates, Tensor]:
@@ -274,6 +280,8 @@ class Runner:
             columns += [*ids.int().unbind(1), *values.view(torch.int32).unbind(1)]
         host = torch.stack(columns).cpu().numpy()
         chosen, tokens = host[:2].astype(np.int64)
+        added = chosen == int(Action.HURRY)
+        chosen[added] = int(Action.UNMASK)
         confidences = host[2].view(np.float32)
         bounds = packed.bounds().tolist()
         steps = []
@@ -294,7 +302,8 @@ class Runner:
             forwards, computed = packed.forwards[row], packed.computed[row]
             try:
                 settled = rule_of(sequence).settle(sequence, proposals)
-                steps.append(RowStep(sequence, settled, forwards, computed))
+                hurried = int(added[mine].sum())
+                steps.append(RowStep(sequence, settled, forwards, computed, None, hurried))
             except Exception as error:
                 steps.append(RowStep(sequence, [], forwards, computed, error))
         return steps

@@ -42,6 +42,11 @@ class Scheduler:
         self._step = 0
 
     @property
+    def queued(self) -> list[Sequence]:
+        """The rows that have no place yet, in no order."""
+        return [*self._following, *self.waiting]
+
+    @property
     def num_waiting(self) -> int:
         return len(self.waiting) + len(self._following)
 

@@ -9,7 +9,6 @@ has blocks do they follow the canvas.
 from __future__ import annotations
 
 import enum
-import time
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from vdiff_grpc.engine.caches.pages import Lease
 from vdiff_grpc.engine.caches.policy import Part
 from vdiff_grpc.engine.caches.registry import POLICIES
 from vdiff_grpc.engine.caches.settled import page_part, whole_pages
-from vdiff_grpc.engine.columns import Action, Bools, Columns, Floats, Ints, Variant
+from vdiff_grpc.engine.columns import NO_HASTE, Action, Bools, Columns, Floats, Ints, Variant
 from vdiff_grpc.engine.events import CanvasSnapshot, FinishReason, Output, TopTokens
 from vdiff_grpc.engine.text import TextEnd, TextStream
 from vdiff_grpc.engine.tokenizer import Tokenizer
@@ -109,6 +108,8 @@ class Sequence:
         self.num_computed = 0
         self.num_shared = 0
         self.first_commit_ns = 0
+        self.haste = NO_HASTE
+        self.num_hurried = 0
         self.blocks = split_blocks(self.generated, self.params.block_length, info)
         self.block_steps = split_steps(
             total_steps(self.params, len(self.generated)), [b.stop - b.start for b in self.blocks]
@@ -241,8 +242,6 @@ class Sequence:
         self._masked = None
         if self.params.top_logprobs:
             self._keep_top(changes)
-        if len(positions) and not self.first_commit_ns:
-            self.first_commit_ns = time.monotonic_ns()
         self.step_in_block += 1
 
     def settle(self, *, block_done: bool) -> None:
@@ -320,6 +319,7 @@ class Sequence:
             revised=self.num_revised,
             computed_tokens=self.num_computed,
             shared_prompt_tokens=self.num_shared,
+            hurried=self.num_hurried > 0,
             canvas=tuple(self.ids.tolist()),
         )
 

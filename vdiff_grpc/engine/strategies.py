@@ -64,12 +64,14 @@ class Strategy:
     NAME: the contract's case. HAS_STEPS: `diffusion.steps` means something to it.
     SPARE_STEPS: there may be more of them than positions.
     REVOCABLE: what it has filled may change until its block is left.
+    HURRIES: it can be made to fill more in a step than it would.
     """
 
     NAME: ClassVar[str] = ""
     HAS_STEPS: ClassVar[bool] = False
     SPARE_STEPS: ClassVar[bool] = False
     REVOCABLE: ClassVar[bool] = False
+    HURRIES: ClassVar[bool] = False
 
     def step_tokens(self, length: int, block_length: int) -> int:
         """Most tokens that one step of a canvas of `length` computes, guidance aside."""
@@ -95,6 +97,7 @@ class FixedSchedule(Strategy):
     """LLaDA: an even share of the block's masks at every step."""
 
     NAME = "fixed_schedule"
+    HURRIES = True
     HAS_STEPS = True
     remasking: Remasking = _choice(Remasking.LOW_CONFIDENCE)
 
@@ -104,6 +107,7 @@ class DreamSchedule(Strategy):
     """Dream: a share that follows t from 1 to 1e-3, in one of four orders."""
 
     NAME = "dream_schedule"
+    HURRIES = True
     HAS_STEPS = True
     order: DreamOrder = _choice(DreamOrder.ENTROPY)
     order_temperature: float = _number(0.0, 0.0, 100.0)
@@ -114,6 +118,7 @@ class ConfidenceThreshold(Strategy):
     """Fast-dLLM: all predictions at least this confident."""
 
     NAME = "confidence_threshold"
+    HURRIES = True
     threshold: float = _number(0.9, 0.0, 1.0, open_low=True)
 
 
@@ -122,6 +127,7 @@ class Factor(Strategy):
     """Fast-dLLM: the n most confident while the n-th is at least 1 - factor / (n + 1)."""
 
     NAME = "factor"
+    HURRIES = True
     factor: float = _number(1.0, 0.0, 1000.0, open_low=True)
 
 
@@ -130,6 +136,7 @@ class DynamicThreshold(Strategy):
     """SDAR: all above the threshold if they are as many as the schedule asks, else its share."""
 
     NAME = "dynamic_threshold"
+    HURRIES = True
     HAS_STEPS = True
     threshold: float = _number(0.85, 0.0, 1.0, open_low=True)
 
@@ -139,6 +146,7 @@ class EntropyBound(Strategy):
     """EB: in order of rising entropy while the sum without the largest stays in the bound, nats."""
 
     NAME = "entropy_bound"
+    HURRIES = True
     bound: float = _number(0.1, 0.0, 1000.0)
 
 
@@ -147,6 +155,7 @@ class Klass(Strategy):
     """KLASS: confident predictions whose distribution has come to rest; else the schedule's share."""
 
     NAME = "klass"
+    HURRIES = True
     HAS_STEPS = True
     threshold: float = _number(0.9, 0.0, 1.0)
     kl_threshold: float = _number(0.01, 0.0, 100.0)
@@ -158,6 +167,7 @@ class LocalLeap(Strategy):
     """LocalLeap: confident anchors, and their neighbours by a relaxed threshold."""
 
     NAME = "local_leap"
+    HURRIES = True
     threshold: float = _number(0.9, 0.0, 1.0, open_low=True)
     relaxed_threshold: float = _number(0.75, 0.0, 1.0, open_low=True)
     radius: int = _number(4, 0, 1024)
@@ -228,6 +238,7 @@ class AdaptiveConfidence(Strategy):
     """APD's idea without a second model: as many of the best as are likely right together."""
 
     NAME = "adaptive_confidence"
+    HURRIES = True
     threshold: float = _number(0.8, 0.0, 1.0, open_low=True)
     max_parallel: int = _number(16, 1, 1024)
 
@@ -251,6 +262,7 @@ class LeftToRight(Strategy):
     """One position at a time, in order: what a causal model does, and any model can."""
 
     NAME = "left_to_right"
+    HURRIES = True
 
 
 STRATEGIES: dict[str, type[Strategy]] = {

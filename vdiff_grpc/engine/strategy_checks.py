@@ -22,7 +22,7 @@ from vdiff_grpc.engine.strategies import (
     Strategy,
     UniformNoise,
 )
-from vdiff_grpc.engine.types import EngineLimits, ModelInfo
+from vdiff_grpc.engine.types import AttentionPattern, EngineLimits, ModelInfo, Request
 
 # Steps of a strategy that masks again, times the model's limit of positions.
 MAX_SPARE = 8
@@ -130,6 +130,26 @@ def resolve_steps(
     elif asked > num_new:
         bad.add("diffusion.steps", f"steps ({asked}) exceeds the generated positions ({num_new})")
     return asked
+
+
+def resolve_budget(
+    request: Request, strategy: Strategy, limits: EngineLimits, info: ModelInfo, bad: Violations
+) -> int | None:
+    """The latency budget in ns; None where there is none, or an optional one cannot be kept to."""
+    asked = request.latency_budget_ns
+    if asked is None:
+        return None
+    if not 0 < asked <= limits.max_request_time_s * 1e9:
+        bad.add(
+            "latency_budget",
+            f"latency_budget ({asked / 1e9:g} s) is not in (0, {limits.max_request_time_s:g}]",
+        )
+    if strategy.HURRIES and info.attention is not AttentionPattern.CAUSAL:
+        return asked
+    if not request.budget_is_optional:
+        who = f"strategy {strategy.NAME}" if not strategy.HURRIES else f"the model {info.name}"
+        bad.add("latency_budget", f"latency_budget: {who} cannot be hurried")
+    return None
 
 
 def _outside(value: Any, given: Range) -> str:

@@ -97,6 +97,8 @@ class Request:
     stride: int = 1
     partial_on_deadline: bool = False
     priority: int | None = None
+    latency_budget_ns: int | None = None
+    budget_is_optional: bool = False  # the operator's: what cannot be hurried goes without
 
 
 # --- what the engine is given -----------------------------------------------
@@ -147,6 +149,7 @@ class ResolvedRequest:
     is_template: the caller gave text after a hole, or holes: each hole's text is told.
     arrival_ns, deadline_ns: time.monotonic_ns(); one clock for all processes of a machine.
     priority: the smaller first. caller: among whom places and steps are shared.
+    due_ns: when it should be answered, hurried if need be; the same clock.
     """
 
     request_id: str
@@ -162,6 +165,7 @@ class ResolvedRequest:
     partial_on_deadline: bool = False
     priority: int = 0
     caller: str = ""
+    due_ns: int | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -267,6 +271,9 @@ class Statistics:
     forward_passes: int = 0
     finished_forward_passes: int = 0  # of the requests whose tokens completion_tokens counts
     engine_steps: int = 0
+    requests_hurried: int = 0  # of the finished
+    budgets_met: int = 0
+    budgets_missed: int = 0  # refused, failed or late
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +300,7 @@ class EngineConfig:
     max_n: int = 8
     max_request_time_s: float = 600.0
     max_queue_time_s: float = 60.0
+    overload: str = "queue"
     default_max_new_tokens: int = 128
     default_block_length: int = 32
     served_names: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ from vdiff_grpc.engine.strategy_checks import (
     check_memory,
     check_own,
     check_step,
+    resolve_budget,
     resolve_steps,
     resolve_strategy,
 )
@@ -205,6 +206,7 @@ def resolve(
     # counted from the end: a block-causal model's first block may be given in part
     num_blocks = -(-(num_new + surplus) // block_length)
     steps = resolve_steps(asked.steps, strategy, num_new, num_blocks, limits, bad)
+    budget_ns = resolve_budget(request, strategy, limits, info, bad)
     bad.raise_if_any()
 
     seed = secrets.randbits(53) if asked.seed is None else asked.seed
@@ -241,6 +243,7 @@ def resolve(
         deadline_ns=arrival + int(limits.max_request_time_s * 1e9),
         partial_on_deadline=request.partial_on_deadline,
         priority=priority,
+        due_ns=None if budget_ns is None else arrival + budget_ns,
     )
 
 

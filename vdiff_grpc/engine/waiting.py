@@ -7,8 +7,8 @@ From the outside in:
 2. Within a priority, the caller for whose rows the fewest tokens have been computed: a virtual token
    counter (Sheng et al., arXiv:2401.00588). A caller that begins to wait is lifted to those who wait
    already, so that nobody saves up while away.
-3. Among a caller's own, the row that is due first: at its deadline, but 10 s after it came at the
-   latest. So nothing that comes later than that overtakes it, and no deadline helps against others.
+3. Among a caller's own, the row that is due first: at its deadline or the end of its latency budget,
+   but 10 s after it came at the latest. So nothing that comes later than that overtakes it, and no deadline helps against others.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ class Waiting:
             if len(self._tokens) >= _MAX_COUNTERS:
                 self._forget()
             self._tokens[caller] = max(self._tokens.get(caller, 0.0), level)
-        due_ns = request.arrival_ns + PATIENCE_NS
-        if request.deadline_ns is not None:
-            due_ns = min(due_ns, request.deadline_ns)
+        due = (request.arrival_ns + PATIENCE_NS, request.deadline_ns, request.due_ns)
+        due_ns = min(one_ns for one_ns in due if one_ns is not None)
         heappush(one.callers.setdefault(caller, []), (due_ns, self._next_number, row))
         self._next_number += 1
 

@@ -32,7 +32,7 @@ from vdiff_grpc.engine.messages import (
 )
 from vdiff_grpc.engine.pulse import Pulse
 from vdiff_grpc.engine.types import EngineConfig, EngineState
-from vdiff_grpc.errors import CheckpointError, QueueFullError
+from vdiff_grpc.errors import BudgetError, CheckpointError, QueueFullError
 
 if TYPE_CHECKING:
     from vdiff_grpc.engine.engine import Engine
@@ -152,7 +152,7 @@ def _apply(engine: Engine, command: Command, events: list[tuple[int, Event]]) ->
         case Add(key, request, is_watched):
             try:
                 engine.add(key, request, is_watched=is_watched)
-            except QueueFullError as error:
+            except (QueueFullError, BudgetError) as error:
                 events.append((key, Failed(error)))
         case Abort(key):
             engine.abort(key)

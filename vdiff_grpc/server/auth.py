@@ -55,12 +55,14 @@ _COUNTED = (
 class Caller:
     """Whoever calls. The name is fit for logs; empty: nobody has asked for one.
 
-    min_priority: the smallest that its requests may have, and go first by.
+    min_priority: the smallest that its requests may have, and go first by. latency_budget_s: of
+    those that say none.
     """
 
     name: str
     rights: frozenset[str]
     min_priority: int = 0
+    latency_budget_s: float | None = None
 
     def may(self, right: str) -> bool:
         return right in self.rights
@@ -114,7 +116,9 @@ class Gatekeeper(aio.ServerInterceptor):
             if entry is None:
                 raise UnauthenticatedError("the API key is not valid here")
             name = entry.name
-            caller = Caller(name, frozenset(entry.rights), entry.min_priority or 0)
+            caller = Caller(
+                name, frozenset(entry.rights), entry.min_priority or 0, entry.latency_budget_s
+            )
             _require(caller, rpc)
             if rpc in _COUNTED:
                 self._limits.take_request(entry)

@@ -53,6 +53,7 @@ class Call:
     caller: str = ""  # the key's name, or the certificate's; empty: nobody has asked for one
     rights: frozenset[str] = frozenset(RIGHTS)
     min_priority: int = 0
+    latency_budget_s: float | None = None
     peer: str = ""  # as gRPC names it: ipv4:127.0.0.1:53412
     allowance: Allowance = field(default_factory=Allowance)
     deadline_ns: int | None = None  # time.monotonic_ns()
@@ -217,6 +218,7 @@ def _met(rpc: str, context: Context) -> Call:
         caller=caller.name,
         rights=caller.rights,
         min_priority=caller.min_priority,
+        latency_budget_s=caller.latency_budget_s,
         peer=context.peer(),
         allowance=visit.allowance,
     )

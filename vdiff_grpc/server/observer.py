@@ -82,6 +82,14 @@ class Observer:
         read(telemetry.COMPUTED_TOKENS, lambda: {(): engine.statistics.computed_tokens})
         read(telemetry.CACHE_TOKENS, lambda: {(): engine.statistics.cache_tokens})
         read(telemetry.COMMITTED_TOKENS, lambda: {(): engine.statistics.committed_tokens})
+        read(telemetry.HURRIED, lambda: {(): engine.statistics.requests_hurried})
+        read(
+            telemetry.BUDGETS,
+            lambda: {
+                ("met",): engine.statistics.budgets_met,
+                ("missed",): engine.statistics.budgets_missed,
+            },
+        )
 
         def outcomes() -> Values:
             counts = engine.statistics

@@ -23,7 +23,9 @@ Name = tuple[str, str]  # caller and request id
 
 def content_of(request: Request) -> bytes:
     """A digest of what is asked, the id and the manner of telling left out."""
-    asked = repr((request.prompt, request.params, request.partial_on_deadline))
+    asked = repr(
+        (request.prompt, request.params, request.partial_on_deadline, request.latency_budget_ns)
+    )
     return hashlib.blake2b(asked.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vdiff_grpc.engine.events import Event, Failed, Finished
 from vdiff_grpc.engine.messages import Mark
-from vdiff_grpc.engine.types import ResolvedRequest
+from vdiff_grpc.engine.types import Request, ResolvedRequest
 from vdiff_grpc.errors import PermissionDeniedError
 from vdiff_grpc.server.request_stream import RequestStream
 
@@ -19,7 +19,7 @@ class Origin:
     caller: the name of its key, for counters. group: who shares request ids, a limit of open
     calls and one share of the engine. is_named: the caller chose the request's id, that of retries. charge: may refuse the request once it is resolved, by raising.
     settle: is told the tokens that were used in the end. on_mark: is told the phases of a request
-    that enters the engine for this caller; None: nobody wants to know. min_priority: of its requests.
+    that enters the engine for this caller; None: nobody wants to know. min_priority: of its requests. latency_budget_s: of those that say none.
     """
 
     caller: str = ""
@@ -29,6 +29,14 @@ class Origin:
     settle: Callable[[int], None] = lambda _: None
     on_mark: Callable[[Mark], None] | None = None
     min_priority: int = 0
+    latency_budget_s: float | None = None
+
+    def budgeted(self, request: Request) -> Request:
+        """With the budget that the operator has given the caller, where it says none itself."""
+        if self.latency_budget_s is None or request.latency_budget_ns is not None:
+            return request
+        budget_ns = round(self.latency_budget_s * 1e9)
+        return replace(request, latency_budget_ns=budget_ns, budget_is_optional=True)
 
     def priority(self, asked: int | None) -> int:
         """Of a request; said nothing, the first that this caller may have from 0 on.

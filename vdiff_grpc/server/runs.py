@@ -11,7 +11,12 @@ from collections.abc import Awaitable, Callable
 from vdiff_grpc.engine.events import Failed, Finished
 from vdiff_grpc.engine.messages import Abort, Add, Command, Extend, Mark, StepReport
 from vdiff_grpc.engine.types import EngineConfig, Request, ResolvedRequest
-from vdiff_grpc.errors import EngineUnavailableError, QueueTimeoutError, RequestCancelledError
+from vdiff_grpc.errors import (
+    BudgetError,
+    EngineUnavailableError,
+    QueueTimeoutError,
+    RequestCancelledError,
+)
 from vdiff_grpc.server.admission import Admission, AdmissionLimits
 from vdiff_grpc.server.quarantine import Quarantine
 from vdiff_grpc.server.request_stream import RequestStream
@@ -107,7 +112,7 @@ class Runs:
 
         try:
             priority = origin.priority(request.priority)
-            request = dataclasses.replace(request, priority=priority)
+            request = origin.budgeted(dataclasses.replace(request, priority=priority))
             content = content_of(request)
             if not (origin.is_named and self._retries.remembers):
                 run = await self._admit(request, content, deadline_ns, origin)
@@ -165,6 +170,8 @@ class Runs:
                 self._quarantine.acquit(run.content)
             elif isinstance(event, Failed) and isinstance(event.error, QueueTimeoutError):
                 event.error.retry_after_s = self._admission.retry_after_s
+            elif isinstance(event, Failed) and isinstance(event.error, BudgetError):
+                self._admission.num_refused += 1
             if isinstance(event, Finished | Failed):
                 self._end(run, event)
             else:

@@ -164,6 +164,7 @@ def origin(call: Call, *, is_named: bool) -> Origin:
         call.allowance.settle,
         on_mark,
         call.min_priority,
+        call.latency_budget_s,
     )
 
 

@@ -15,6 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from vdiff_grpc.errors import (
+    BudgetError,
     CallerLimitError,
     DeadlineError,
     EngineFaultError,
@@ -42,6 +43,7 @@ _CODES: dict[type[VdiffError], grpc.StatusCode] = {
     RateLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     QueueFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     QueueTimeoutError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    BudgetError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     CallerLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     RequestIdConflictError: grpc.StatusCode.ALREADY_EXISTS,
     RequestCancelledError: grpc.StatusCode.CANCELLED,
@@ -58,6 +60,7 @@ EXPECTED = tuple(_CODES)
 _RETRIED = (
     QueueFullError,
     QueueTimeoutError,
+    BudgetError,
     CallerLimitError,
     RateLimitError,
     EngineUnavailableError,
@@ -102,7 +105,7 @@ def _details(error: VdiffError, message: str) -> list[Message]:
         info.metadata["fault_id"] = error.fault_id
     if isinstance(error, InvalidRequestError):
         details.append(_bad_request(error))
-    if isinstance(error, QueueFullError | QueueTimeoutError):
+    if isinstance(error, QueueFullError | QueueTimeoutError | BudgetError):
         details.append(_quota_failure("rows", message))
     if isinstance(error, RateLimitError | CallerLimitError):
         details.append(_quota_failure(error.subject, message))

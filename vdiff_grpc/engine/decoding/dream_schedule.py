@@ -49,15 +49,20 @@ class DreamScheduleRule(Rule):
         return [_parameters(row, self.temperature(row)) for row in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
-        order, share, count, heat = (group.of_positions(column) for column in range(4))
+        order, share, count = (group.of_positions(column) for column in range(3))
         by_chance = candidates.order < share
+        best = group.ranks(self.scores(group, candidates)) < count
+        origin = order == _ORDERS.index(DreamOrder.ORIGIN)
+        return torch.where(origin, by_chance, best) * int(Action.UNMASK)
+
+    def scores(self, group: Group, candidates: Candidates) -> Tensor:
+        order, heat = group.of_positions(0), group.of_positions(3)
         scores = _scores(group, candidates)
         exponential = -stable(torch.log, candidates.order.clamp(min=_TINY))
         gumbel = -stable(torch.log, exponential)
         scores = torch.where(heat > 0, scores / torch.where(heat > 0, heat, 1) + gumbel, scores)
-        best = group.ranks(scores) < count
         origin = order == _ORDERS.index(DreamOrder.ORIGIN)
-        return torch.where(origin, by_chance, best) * int(Action.UNMASK)
+        return torch.where(origin, -candidates.order, scores)
 
 
 def _scores(group: Group, candidates: Candidates) -> Tensor:

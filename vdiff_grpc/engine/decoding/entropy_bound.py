@@ -39,8 +39,11 @@ class EntropyBoundRule(Rule):
         return [[strategy_of(row, EntropyBound).bound] for row in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
-        entropies = candidates.entropy
-        assert entropies is not None
+        entropies = -self.scores(group, candidates)
         sums = group.sums_before(group.ranks(-entropies), (entropies / _UNIT).long())
         bound = (group.of_positions(0) / _UNIT).long()
         return (sums <= bound) * int(Action.UNMASK)
+
+    def scores(self, group: Group, candidates: Candidates) -> Tensor:
+        assert candidates.entropy is not None
+        return -candidates.entropy

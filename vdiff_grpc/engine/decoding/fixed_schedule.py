@@ -28,9 +28,13 @@ class FixedScheduleRule(Rule):
         return [[row.scheduled_commits(), _is_random(row)] for row in rows]
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
+        return (group.ranks(self.scores(group, candidates)) < group.of_positions(0)) * int(
+            Action.UNMASK
+        )
+
+    def scores(self, group: Group, candidates: Candidates) -> Tensor:
         at_random = group.of_positions(1) > 0
-        scores = torch.where(at_random, candidates.order, candidates.confidence)
-        return (group.ranks(scores) < group.of_positions(0)) * int(Action.UNMASK)
+        return torch.where(at_random, candidates.order, candidates.confidence)
 
 
 def _is_random(row: Sequence) -> bool:

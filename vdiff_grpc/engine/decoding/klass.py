@@ -116,7 +116,8 @@ def _calm(row: Sequence, now: Tensor, num_masked: int) -> Tensor:
 def _wanted(row: Sequence) -> Ints:
     """The block's masks; and the next block's, if this call may be the active one's last."""
     masked = row.masked_in_block()
-    may_end = row.step_in_block + 1 >= strategy_of(row, Klass).history or _share(row) >= len(masked)
+    most = max(_share(row), row.haste.floor)
+    may_end = row.step_in_block + 1 >= strategy_of(row, Klass).history or most >= len(masked)
     following = row.block + 1
     if (
         not may_end

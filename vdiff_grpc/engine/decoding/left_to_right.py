@@ -7,7 +7,6 @@ addressed by the position alone (step 0): a rule that decides several at once, a
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group, Rule, Variant
@@ -16,12 +15,15 @@ from vdiff_grpc.engine.strategies import LeftToRight
 
 
 class LeftToRightRule(Rule):
-    """Looks at one position and commits it."""
+    """Looks at one position and commits it; a row in haste at several."""
 
     name = LeftToRight.NAME
 
     def plan(self, row: Sequence) -> tuple[Variant, ...]:
-        return (row.variant(row.masked_in_block()[:1], noise_step=0),)
+        return (row.variant(row.masked_in_block()[: max(1, row.haste.floor)], noise_step=0),)
 
     def select(self, group: Group, candidates: Candidates) -> Tensor:
-        return torch.full_like(candidates.token_ids, int(Action.UNMASK))
+        return (group.ranks(self.scores(group, candidates)) == 0) * int(Action.UNMASK)
+
+    def scores(self, group: Group, candidates: Candidates) -> Tensor:
+        return -candidates.positions.float()

@@ -192,6 +192,10 @@ class Rule:
         """[num_candidates] int64 of Action, over all rows of the group at once."""
         raise NotImplementedError
 
+    def scores(self, group: Group, candidates: Candidates) -> Tensor:
+        """[num_candidates] the higher, the sooner: the order in which a row in haste fills more."""
+        return candidates.confidence
+
     def settle(self, row: Sequence, proposals: Columns) -> list[Columns]:
         """On the host: the logical steps that this forward pass gives, each its changes."""
         return [proposals.take(np.flatnonzero(proposals.actions))]  # KEEP is 0

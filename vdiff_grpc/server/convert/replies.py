@@ -289,6 +289,7 @@ def _metrics(finished: events.Finished) -> v1.Metrics:
         total_time_ns=finished.total_time_ns,
         revised=sum(output.revised for output in outputs),
         computed_tokens=sum(output.computed_tokens for output in outputs),
+        hurried=any(output.hurried for output in outputs),
     )
 
 

@@ -117,7 +117,8 @@ def request_of(
         raise InvalidRequestError(violations)
     partial = spec.partial_on_deadline
     priority = spec.priority if spec.HasField("priority") else None
-    return types.Request(prompt, params, name, granularity, stride, partial, priority)
+    budget_ns = spec.latency_budget.ToNanoseconds() if spec.HasField("latency_budget") else None
+    return types.Request(prompt, params, name, granularity, stride, partial, priority, budget_ns)
 
 
 def prompt_of(request: v1.CountTokensRequest) -> types.Prompt:
