@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 import uuid
 from collections import Counter
@@ -17,7 +18,8 @@ import torch
 from vdiff_grpc.engine.assembly import assemble
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
-from vdiff_grpc.engine.events import Event, Failed, Finished
+from vdiff_grpc.engine.events import Event, Failed, Finished, Output
+from vdiff_grpc.engine.likelihood import begin_scoring, is_scoring, score_of
 from vdiff_grpc.engine.messages import Ended, Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.pace import Pace
@@ -63,6 +65,21 @@ class _Open:
 def _spent(key: int, opened: _Open) -> Spent:
     filled = sum(int((row.state == State.COMMITTED).sum()) for row in opened.sequences)
     return Spent(key, filled, sum(row.forward_passes for row in opened.sequences))
+
+
+def _chosen(opened: _Open) -> tuple[tuple[Output, ...], tuple[Output, ...]]:
+    """The n outputs, with best_of by falling score, and the candidates that are none of them."""
+    params = opened.request.params
+    outputs = []
+    for row in opened.sequences:
+        trajectory = tuple(opened.told[row.index].trajectory)
+        output = dataclasses.replace(row.output(), score=score_of(row), trajectory=trajectory)
+        outputs.append(output)
+    if params.best_of is not None:  # ties: the first of the candidates
+        outputs.sort(key=lambda o: -math.inf if o.score is None else o.score, reverse=True)
+    placed = [dataclasses.replace(output, index=i) for i, output in enumerate(outputs)]
+    others = [dataclasses.replace(output, trajectory=()) for output in placed[params.n :]]
+    return tuple(placed[: params.n]), tuple(others)
 
 
 class Engine:
@@ -133,7 +150,7 @@ class Engine:
         assert key not in self._open, f"key {key} is taken"
         sequences = [
             Sequence(key, request, index, self.info, self.tokenizer)
-            for index in range(request.params.n)
+            for index in range(request.num_rows)
         ]
         self.scheduler.add(sequences, time.monotonic_ns())
         for sequence in sequences:
@@ -260,8 +277,10 @@ class Engine:
             if row.advance(block_done=done):
                 rule.begin(row)
             if row.finished:
+                if row.params.best_of is not None:
+                    begin_scoring(row)
                 break
-        if all(sequence.finished for sequence in opened.sequences):
+        if not any(not other.finished or is_scoring(other) for other in opened.sequences):
             events.append(self._finish(row.key))
         return [(row.key, event) for event in events]
 
@@ -279,6 +298,8 @@ class Engine:
     def _tell(self, opened: _Open, row: Sequence) -> list[Event]:
         """The events of one logical step, by what the request wants to hear."""
         request, events = opened.request, list[Event]()
+        if request.return_trajectory:
+            opened.told[row.index].note(row)
         due = (row.step + 1) % request.stride == 0 or row.finished
         if due and request.granularity is Granularity.STEPS:
             events += opened.told[row.index].updates(row)
@@ -290,20 +311,23 @@ class Engine:
     def _finish(self, key: int) -> Finished:
         opened = self._open.pop(key)
         arrival, now = opened.request.arrival_ns, time.monotonic_ns()
-        outputs = tuple(sequence.output() for sequence in opened.sequences)
+        outputs, others = _chosen(opened)
         firsts = [s.first_commit_ns for s in opened.sequences if s.first_commit_ns]
-        self._count(
-            requests_finished=1,
-            shared_prompt_tokens=outputs[0].shared_prompt_tokens,
-            completion_tokens=sum(len(o.tokens.ids) for o in outputs),
-            finished_forward_passes=sum(o.forward_passes for o in outputs),
-        )
-        return Finished(
+        finished = Finished(
             outputs=outputs,
             queue_time_ns=(opened.started_ns or now) - arrival,
             time_to_first_commit_ns=min(firsts) - arrival if firsts else 0,
             total_time_ns=now - arrival,
+            others=others,
+            shared_prompt_tokens=opened.sequences[0].num_shared,
         )
+        self._count(
+            requests_finished=1,
+            shared_prompt_tokens=finished.shared_prompt_tokens,
+            completion_tokens=finished.completion_tokens,
+            finished_forward_passes=finished.forward_passes,
+        )
+        return finished
 
     def _expire(self) -> list[tuple[int, Event]]:
         """Ends requests whose time is over, waiting or running."""

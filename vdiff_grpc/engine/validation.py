@@ -11,6 +11,7 @@ import secrets
 import time
 from typing import Any, TypeVar
 
+from vdiff_grpc.engine.answer_checks import check_best_of, check_trajectory
 from vdiff_grpc.engine.cache_checks import cache_tokens, check_room, resolve_cache
 from vdiff_grpc.engine.prompts import Violations, lay_out
 from vdiff_grpc.engine.stop_checks import check_stop_ids, check_stops
@@ -182,6 +183,8 @@ def resolve(
         spans = [*spans, Span(SpanKind.SURPLUS, surplus)]
 
     n = _or(asked.n, base.n)
+    check_best_of(request, n, info, limits, bad)
+    num_rows = _or(asked.best_of, n)
     cfg_scale = _or(asked.cfg_scale, base.cfg_scale)
     block_length = _only_block_length(info) or min(
         _or(asked.block_length, base.block_length), num_new
@@ -199,6 +202,8 @@ def resolve(
     # counted from the end: a block-causal model's first block may be given in part
     num_blocks = -(-(num_new + surplus) // block_length)
     steps = resolve_steps(asked.steps, strategy, num_new, num_blocks, limits, bad)
+    bad.raise_if_any()
+    check_trajectory(request, strategy, num_rows, num_new + surplus, block_length, steps, bad)
     bad.raise_if_any()
 
     seed = secrets.randbits(53) if asked.seed is None else asked.seed
@@ -222,10 +227,11 @@ def resolve(
             cfg_scale=cfg_scale,
             strategy=strategy,
             top_logprobs=_or(asked.top_logprobs, base.top_logprobs),
+            best_of=asked.best_of,
             cache=cache,
             cache_refresh_steps=refresh,
         ),
-        seeds=tuple(output_seed(seed, index) for index in range(n)),
+        seeds=tuple(output_seed(seed, index) for index in range(num_rows)),
         is_template=infill
         or (isinstance(request.prompt, TextPrompt) and request.prompt.suffix is not None),
         granularity=request.granularity,
@@ -234,6 +240,7 @@ def resolve(
         deadline_ns=arrival + int(limits.max_request_time_s * 1e9),
         partial_on_deadline=request.partial_on_deadline,
         priority=priority,
+        return_trajectory=request.return_trajectory,
     )
 
 

@@ -117,7 +117,9 @@ def request_of(
         raise InvalidRequestError(violations)
     partial = spec.partial_on_deadline
     priority = spec.priority if spec.HasField("priority") else None
-    return types.Request(prompt, params, name, granularity, stride, partial, priority)
+    return types.Request(
+        prompt, params, name, granularity, stride, partial, priority, spec.return_trajectory
+    )
 
 
 def prompt_of(request: v1.CountTokensRequest) -> types.Prompt:
@@ -218,6 +220,7 @@ def _params(
         cfg_scale=diffusion.cfg_scale if diffusion.HasField("cfg_scale") else None,
         strategy=strategy_of(diffusion, violations),
         top_logprobs=sampling.top_logprobs if sampling.HasField("top_logprobs") else None,
+        best_of=sampling.best_of if sampling.HasField("best_of") else None,
         cache=_cache(diffusion, violations),
         cache_refresh_steps=diffusion.cache_refresh_steps
         if diffusion.HasField("cache_refresh_steps")
