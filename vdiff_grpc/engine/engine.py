@@ -60,6 +60,7 @@ class _Open:
     is_watched: bool
     started_ns: int = 0
     has_stepped: bool = False
+    num_done: int = 0
 
 
 def _spent(key: int, opened: _Open) -> Spent:
@@ -280,7 +281,9 @@ class Engine:
                 if row.params.best_of is not None:
                     begin_scoring(row)
                 break
-        if not any(not other.finished or is_scoring(other) for other in opened.sequences):
+        if row.finished and not is_scoring(row):
+            opened.num_done += 1
+        if opened.num_done == len(opened.sequences):
             events.append(self._finish(row.key))
         return [(row.key, event) for event in events]
 

@@ -99,8 +99,7 @@ def looks(row: Sequence, part: Ints, masks: list[Ints]) -> list[Look]:
     """part: positions of the answer that are scored together. masks: those of each look."""
     if row.attention is AttentionPattern.BLOCK_CAUSAL:
         first = int(part[0])
-        begin = first - first % row.attention_block if CANVAS in row.leases else 0
-        end = int(part[-1]) + 1
+        begin, end = first - first % row.attention_block, int(part[-1]) + 1
     else:  # what follows the answer is not there; frozen text is
         frozen = np.flatnonzero(row.state == State.FROZEN)
         begin, end = 0, max(int(part[-1]), int(frozen[-1]) if len(frozen) else 0) + 1
@@ -172,7 +171,7 @@ def _variant(row: Sequence, look: Look, number: int) -> Variant:
     place = slice(look.begin, look.end)
     kept = None
     in_blocks = row.attention is AttentionPattern.BLOCK_CAUSAL
-    if in_blocks and CANVAS in row.leases:
+    if in_blocks:  # what stands before is settled, and kept
         kept = Kept(row.leases[CANVAS], ((0, look.begin),), look.begin, 0)
     return Variant(
         token_ids=ids[place],
