@@ -110,6 +110,8 @@ def parse_completion(body: bytes) -> Job:
             spec.token_ids.SetInParent()
         if request.suffix is not None:
             spec.suffix = request.suffix
+        if (request.best_of or 1) > (request.n or 1):  # else there is nothing to choose from
+            spec.sampling.best_of = request.best_of or 1
         specs.append(spec)
         echoes.append(prompt if request.echo and isinstance(prompt, str) else "")
     names = Names(
@@ -293,6 +295,8 @@ def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpe
         spec.partial_on_deadline = request.partial_on_deadline
     if request.priority is not None:
         spec.priority = request.priority
+    if request.return_trajectory is not None:
+        spec.return_trajectory = request.return_trajectory
     return spec
 
 
@@ -306,7 +310,7 @@ def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
         return prompt + path.removeprefix("token_ids").removeprefix(".ids")
     if path.startswith(("text", "input", "chat")):
         return prompt
-    if path in ("model", "suffix", "priority"):
+    if path in ("model", "suffix", "priority", "return_trajectory"):
         return path
     if path.startswith("sampling.stop"):
         return "stop"

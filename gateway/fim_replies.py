@@ -60,6 +60,7 @@ def fim(job: Job, answers: Sequence[v1.GenerateResponse]) -> FimCompletion:
             choice.message,
             choice.finish_reason,
             choice.logprobs,
+            choice.diffusion,
             text=choice.message.content,
         )
         for choice in chat.choices

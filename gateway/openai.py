@@ -131,7 +131,15 @@ class CommonFields(Struct, kw_only=True):
         bool | None,
         Meta(
             description="With stream: also send a chunk with a top-level `diffusion` for every "
-            "denoising step."
+            "denoising step. Without: put a `diffusion` into every choice, with the step and the "
+            "confidence of each token."
+        ),
+    ] = None
+    return_trajectory: Annotated[
+        bool | None,
+        Meta(
+            description="Put a `diffusion` into every choice, with every change of the canvas. "
+            "Not with stream, where `diffusing` tells the same."
         ),
     ] = None
 
@@ -149,6 +157,7 @@ class CommonFields(Struct, kw_only=True):
     frequency_penalty: Annotated[Any, only({"enum": [0, None]}, "Not supported other than 0.")] = (
         None
     )
+    best_of: Annotated[Any, only({"enum": [1, None]}, "Not here: see /v1/completions.")] = None
     latency_budget_ms: Annotated[Any, only({"type": "null"}, "Not supported.")] = None
 
 
@@ -226,7 +235,14 @@ class CompletionRequest(GenerationFields, kw_only=True):
             "committed it, and this many of the most likely tokens beside it. Not with echo."
         ),
     ] = None
-    best_of: Annotated[Any, only({"type": ["integer", "null"]}, "Only 1 or n.")] = None
+    best_of: Annotated[
+        Positive | None,
+        Meta(
+            description="Make so many answers, at least n, and return the n that the model itself "
+            "finds most likely, per token, best first. Above n not with stream. All of them are "
+            "computed and count as completion_tokens."
+        ),
+    ] = None
 
 
 class FimRequest(GenerationFields, kw_only=True):

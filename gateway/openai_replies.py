@@ -46,6 +46,7 @@ class CompletionChoice(Struct, frozen=True):
     text: str
     finish_reason: FinishReason | None = None
     logprobs: CompletionLogprobs | None = None
+    diffusion: ChoiceDiffusion | UnsetType = UNSET
 
 
 class Completion(Struct, frozen=True):
@@ -89,6 +90,7 @@ class ChatChoice(Struct, frozen=True):
     message: AssistantMessage
     finish_reason: FinishReason
     logprobs: ChatLogprobs | None = None
+    diffusion: ChoiceDiffusion | UnsetType = UNSET
 
 
 class ChatCompletion(Struct, frozen=True):
@@ -180,6 +182,33 @@ Diffusion = (
     | DiffusionSnapshot
     | DiffusionEnd
 )
+
+
+DiffusionChange = DiffusionUnmask | DiffusionRevise | DiffusionRemask
+
+
+class ChoiceDiffusion(Struct, frozen=True):
+    """How one whole answer came about. The columns are parallel, one entry per token.
+
+    A request with this seed and n = 1 gives the answer again.
+    """
+
+    seed: int
+    forward_passes: int
+    positions: list[int]
+    token_ids: list[int]
+    steps: Annotated[
+        list[int], Meta(description="Denoising step, from 0, that committed the token.")
+    ]
+    confidences: list[float]
+    score: Annotated[
+        float | UnsetType,
+        Meta(description="With best_of: logarithm of the answer's likelihood, in nats per token."),
+    ] = UNSET
+    trajectory: Annotated[
+        list[DiffusionChange] | UnsetType,
+        Meta(description="With return_trajectory: every change of the canvas, in order."),
+    ] = UNSET
 
 
 class CompletionChunk(Struct, frozen=True):

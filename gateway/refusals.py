@@ -49,13 +49,22 @@ _FORMAT: tuple[_Rule, ...] = (
         'response_format is not supported other than {"type": "text"}',
     ),
 )
-_FIM: tuple[_Rule, ...] = (("min_tokens", _ZERO, "min_tokens is not supported other than 0"),)
+_BEST_OF: _Rule = (
+    "best_of",
+    _one_of(1, None),
+    "best_of is not a field of this API: see /v1/completions",
+)
+_FIM: tuple[_Rule, ...] = (
+    _BEST_OF,
+    ("min_tokens", _ZERO, "min_tokens is not supported other than 0"),
+)
 _TOOLS: tuple[_Rule, ...] = (
     ("tools", _EMPTY_LIST, "tools are not supported"),
     ("tool_choice", _one_of("none", "auto", None), "tool_choice is not supported: no tools are"),
 )
 _CHAT: tuple[_Rule, ...] = (
     *_TOOLS,
+    _BEST_OF,
     ("functions", _EMPTY_LIST, "functions are not supported"),
     (
         "function_call",
@@ -74,6 +83,12 @@ _MESSAGE: tuple[_Rule, ...] = (
 _NOT_STORED = "is not supported: nothing is stored here"
 _RESPONSE: tuple[_Rule, ...] = (
     *_TOOLS,
+    _BEST_OF,
+    (
+        "return_trajectory",
+        _one_of(False, None),
+        "return_trajectory is not supported here: stream with diffusing",
+    ),
     ("n", _one_of(1, None), "n is not supported other than 1: a response has one answer"),
     ("previous_response_id", _ABSENT, f"previous_response_id {_NOT_STORED}"),
     ("conversation", _ABSENT, f"conversation {_NOT_STORED}"),
@@ -108,9 +123,11 @@ _REASONING: tuple[_Rule, ...] = (
 def check_completion(request: CompletionRequest) -> None:
     """Raises ApiError for the first field that cannot be honoured."""
     _check_generation(request)
-    n = request.n or 1
-    if not _one_of(1, n, None)(request.best_of):
-        raise unsupported("best_of", "best_of is not supported other than 1 or n")
+    n, best_of = request.n or 1, request.best_of
+    if best_of is not None and best_of < n:
+        raise invalid(f"best_of ({best_of}) must be at least n ({n})", "best_of")
+    if best_of is not None and best_of > n and request.stream:
+        raise invalid(f"best_of ({best_of}) above n ({n}) cannot be used with stream", "best_of")
     if request.echo and request.logprobs is not None:
         raise unsupported("logprobs", "logprobs with echo are not supported: a prompt has none")
     if request.echo and not _is_text(request.prompt):
@@ -145,6 +162,8 @@ def check_response(request: ResponseRequest) -> None:
     """Raises ApiError for the first field that cannot be honoured."""
     _check(request, _RESPONSE)
     _check_common(request)
+    if request.diffusing and not request.stream:
+        raise invalid("diffusing (true) needs stream (true)", "diffusing")
     if request.reasoning is not None:
         _check(request.reasoning, _REASONING, "reasoning.")
     if request.text is not None:
@@ -171,8 +190,11 @@ def _check(value: Any, rules: tuple[_Rule, ...], prefix: str = "") -> None:
 
 def _check_common(request: CommonFields) -> None:
     _check(request, _COMMON)
-    if request.diffusing and not request.stream:
-        raise invalid("diffusing (true) needs stream (true)", "diffusing")
+    if request.return_trajectory and request.stream:
+        raise invalid(
+            "return_trajectory (true) cannot be used with stream: diffusing tells the same",
+            "return_trajectory",
+        )
 
 
 def _check_generation(request: GenerationFields) -> None:

@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 
 from vdiff_grpc import v1
 
-from . import logprobs, sse
+from . import canvas, logprobs, sse
 from . import openai_replies as openai
 from .convert import CACHES, Job
 from .errors import ErrorReply
@@ -27,19 +27,6 @@ _FINISH_REASONS: dict[int, FinishReason] = {
     v1.FINISH_REASON_STOP: "stop",
     v1.FINISH_REASON_LENGTH: "length",
     v1.FINISH_REASON_PARTIAL: "length",
-}
-_SPAN_KINDS: dict[int, openai.SpanKind] = {
-    v1.SPAN_KIND_PROMPT: "prompt",
-    v1.SPAN_KIND_FROZEN: "frozen",
-    v1.SPAN_KIND_HOLE: "hole",
-    v1.SPAN_KIND_SURPLUS: "surplus",
-}
-_UPDATES: dict[
-    int, type[openai.DiffusionUnmask | openai.DiffusionRevise | openai.DiffusionRemask]
-] = {
-    v1.UPDATE_KIND_UNMASK: openai.DiffusionUnmask,
-    v1.UPDATE_KIND_REVISE: openai.DiffusionRevise,
-    v1.UPDATE_KIND_REMASK: openai.DiffusionRemask,
 }
 
 Chunk = CompletionChunk | ChatChunk
@@ -54,6 +41,7 @@ def completion(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.Compl
             text=echo + output.text,
             finish_reason=finish_reason(output.end),
             logprobs=_completion_logprobs(job, output.tokens),
+            diffusion=_diffusion(job, base + output.index, output),
         )
         for base, echo, reply in zip(_bases(replies), job.echoes, replies, strict=True)
         for output in reply.outputs
@@ -78,6 +66,7 @@ def chat(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.ChatComplet
             message=openai.AssistantMessage("assistant", output.text),
             finish_reason=finish_reason(output.end),
             logprobs=chat_logprobs(job, output.tokens),
+            diffusion=_diffusion(job, output.index, output),
         )
         for output in reply.outputs
     ]
@@ -120,7 +109,7 @@ class ChunkStream(ABC):
             for index in range(base, base + one.resolved.sampling.n):
                 chunks += self._opening(index, echo)
                 if self._job.diffusing:
-                    chunks.append(self._silent(index, diffusion_start(index, one.layout)))
+                    chunks.append(self._silent(index, canvas.start(index, one.layout)))
             base += one.resolved.sampling.n
         return chunks
 
@@ -136,10 +125,10 @@ class ChunkStream(ABC):
                 return [self._text(base + committed.output_index, committed.text, tokens)]
             case "step_update":
                 index = base + event.step_update.output_index
-                return [self._silent(index, diffusion_step(index, event.step_update))]
+                return [self._silent(index, canvas.step(index, event.step_update))]
             case "snapshot":
                 index = base + event.snapshot.output_index
-                return [self._silent(index, diffusion_snapshot(index, event.snapshot))]
+                return [self._silent(index, canvas.snapshot(index, event.snapshot))]
             case "finished":
                 self._usages.append(event.finished.usage)
                 return [
@@ -346,6 +335,11 @@ def chat_logprobs(job: Job, tokens: v1.Tokens) -> openai.ChatLogprobs | None:
     return None if job.top_logprobs is None else logprobs.of_chat(tokens)
 
 
+def _diffusion(job: Job, index: int, output: v1.Output) -> openai.ChoiceDiffusion | UnsetType:
+    told = job.diffusing or job.request.return_trajectory
+    return canvas.of_choice(index, output) if told else UNSET
+
+
 def _usage(usages: Iterable[v1.Usage]) -> Usage:
     prompt = completion = shared = 0
     for usage in usages:
@@ -354,44 +348,3 @@ def _usage(usages: Iterable[v1.Usage]) -> Usage:
         shared += usage.shared_prompt_tokens
     details = openai.PromptTokensDetails(shared)
     return Usage(prompt, completion, prompt + completion, details)
-
-
-def diffusion_start(index: int, layout: v1.CanvasLayout) -> openai.DiffusionStart:
-    return openai.DiffusionStart(
-        index,
-        list(layout.token_ids),
-        layout.mask_token_id,
-        [openai.CanvasSpan(_SPAN_KINDS[span.kind], span.length) for span in layout.spans],
-        list(layout.texts),
-    )
-
-
-def diffusion_step(index: int, update: v1.StepUpdate) -> openai.Diffusion:
-    return _UPDATES[update.kind](
-        index,
-        update.step,
-        update.block,
-        update.forward_passes,
-        list(update.positions),
-        list(update.token_ids),
-        list(update.texts),
-        _rounded(update.confidences),
-    )
-
-
-def diffusion_snapshot(index: int, snapshot: v1.CanvasSnapshot) -> openai.DiffusionSnapshot:
-    return openai.DiffusionSnapshot(
-        index,
-        snapshot.step,
-        snapshot.block,
-        snapshot.forward_passes,
-        list(range(len(snapshot.token_ids))),
-        list(snapshot.token_ids),
-        _rounded(snapshot.confidences),
-        list(snapshot.texts),
-    )
-
-
-def _rounded(confidences: Iterable[float]) -> list[float]:
-    # A float32 has seven digits; as a double it would be written with seventeen.
-    return [round(confidence, 6) for confidence in confidences]

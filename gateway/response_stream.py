@@ -10,8 +10,8 @@ from typing import Literal
 
 from vdiff_grpc import v1
 
+from . import canvas, replies, sse
 from . import openai_replies as openai
-from . import replies, sse
 from . import response_replies as out
 from .convert import Job
 from .errors import ErrorReply, internal
@@ -52,7 +52,7 @@ class ResponseEventStream:
             ),
         ]
         if self._job.diffusing:
-            events.append(self._diffusion(replies.diffusion_start(0, first.layout)))
+            events.append(self._diffusion(canvas.start(0, first.layout)))
         return events
 
     def event(self, prompt_index: int, event: v1.StreamGenerateResponse) -> list[ResponseEvent]:
@@ -73,9 +73,9 @@ class ResponseEventStream:
                     )
                 ]
             case "step_update":
-                return [self._diffusion(replies.diffusion_step(0, event.step_update))]
+                return [self._diffusion(canvas.step(0, event.step_update))]
             case "snapshot":
-                return [self._diffusion(replies.diffusion_snapshot(0, event.snapshot))]
+                return [self._diffusion(canvas.snapshot(0, event.snapshot))]
             case "finished":
                 self._finished = event.finished
                 return []

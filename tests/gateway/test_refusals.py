@@ -34,7 +34,7 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"response_format": "text"}, "response_format"),
     ({"latency_budget_ms": 100}, "latency_budget_ms"),
-    ({"diffusing": True}, "diffusing"),
+    ({"stream": True, "return_trajectory": True}, "return_trajectory"),
     # wrong types and ranges
     ({"max_tokens": "many"}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
@@ -89,7 +89,8 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"best_of": 2}, "best_of"),
+        ({"best_of": 2, "stream": True}, "best_of"),
+        ({"best_of": 0}, "best_of"),
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"prompt": None}, "prompt"),
         ({"prompt": []}, "prompt"),

@@ -248,6 +248,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"include": LOGPROBS, "top_logprobs": 21}, "top_logprobs"),
     ({"n": 2}, "n"),
     ({"diffusing": True}, "diffusing"),
+    ({"return_trajectory": True}, "return_trajectory"),
+    ({"best_of": 2}, "best_of"),
     ({"presence_penalty": 1}, "presence_penalty"),
     ({"latency_budget_ms": 5}, "latency_budget_ms"),
     ({"metadata": {"a": 1}}, "metadata"),

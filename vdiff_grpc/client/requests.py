@@ -64,11 +64,13 @@ class SpecFields(InputFields, total=False):
     cfg_scale: float | None
     strategy: Strategy | None  # fixed_schedule(...), wino(...), ...: see strategies.py
     top_logprobs: int | None
+    best_of: int | None  # not in streams
     cache: Cache | None
     cache_refresh_steps: int | None
     suffix_window: int | None
     partial_on_deadline: bool | None  # the canvas as it stands, in place of TimedOutError
     priority: int | None  # among those that wait; the smaller goes first
+    return_trajectory: bool | None  # not in streams
 
 
 def hole(length: int) -> v1.Hole:
@@ -99,11 +101,13 @@ def build_spec(
     cfg_scale: float | None = None,
     strategy: Strategy | None = None,
     top_logprobs: int | None = None,
+    best_of: int | None = None,
     cache: Cache | None = None,
     cache_refresh_steps: int | None = None,
     suffix_window: int | None = None,
     partial_on_deadline: bool | None = None,
     priority: int | None = None,
+    return_trajectory: bool | None = None,
 ) -> v1.GenerationSpec:
     """The spec of both RPCs. ValueError when the input is not exactly one."""
     given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
@@ -141,10 +145,12 @@ def build_spec(
             else None,
             ignore_eos=ignore_eos,
             top_logprobs=top_logprobs,
+            best_of=best_of,
         ),
         diffusion=diffusion,
         partial_on_deadline=partial_on_deadline,
         priority=priority,
+        return_trajectory=return_trajectory,
     )
 
 

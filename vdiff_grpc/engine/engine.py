@@ -9,7 +9,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,21 +18,22 @@ from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
 from vdiff_grpc.engine.events import Event, Failed, Finished
 from vdiff_grpc.engine.hurry import Hurry, outcome
+from vdiff_grpc.engine.likelihood import begin_scoring, is_scoring
 from vdiff_grpc.engine.messages import Ended, Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
+from vdiff_grpc.engine.opened import OpenRequest
 from vdiff_grpc.engine.pace import Pace
 from vdiff_grpc.engine.parallel import model as parallel
 from vdiff_grpc.engine.parallel.ranks import RankLostError
 from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import RowStep
-from vdiff_grpc.engine.sequence import Sequence, State
+from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import ConfidenceThreshold
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.told import Told
 from vdiff_grpc.engine.types import (
     AttentionPattern,
     EngineConfig,
-    Granularity,
     Request,
     RequestParams,
     ResolvedRequest,
@@ -54,29 +54,12 @@ logger = logging.getLogger(__name__)
 _UNMASK = int(Action.UNMASK)
 
 
-@dataclass(slots=True)
-class _Open:
-    """A request that has not ended. Its rows may finish at different steps."""
-
-    request: ResolvedRequest
-    sequences: list[Sequence]
-    told: dict[int, Told]
-    deadline_ns: int | None
-    is_watched: bool
-    started_ns: int = 0
-    has_stepped: bool = False
-
-
-def _spent(key: int, opened: _Open) -> Spent:
-    filled = sum(int((row.state == State.COMMITTED).sum()) for row in opened.sequences)
-    return Spent(key, filled, sum(row.forward_passes for row in opened.sequences))
-
-
 class Engine:
     """Serves one model. Use it as a library through `generate`, or step by step.
 
     before_step: told the rows of every step that is about to be computed; what it raises counts
-    as the step's own fault. clock: time.monotonic_ns, or a test's own. timing: of the last step; None when nothing was computed in it.
+    as the step's own fault. clock: time.monotonic_ns, or a test's own. timing: of the last step;
+    None when nothing was computed in it.
     """
 
     def __init__(
@@ -114,7 +97,7 @@ class Engine:
         self.hurry = Hurry(config.overload)
         self._max_queue_ns = int(config.max_queue_time_s * 1e9)
         self._pace = Pace()
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, OpenRequest] = {}
         self._spent: list[Spent] = []
         self._marks: list[Mark] = []
         self.timing: Timing | None = None
@@ -146,7 +129,7 @@ class Engine:
         assert key not in self._open, f"key {key} is taken"
         sequences = [
             Sequence(key, request, index, self.info, self.tokenizer)
-            for index in range(request.params.n)
+            for index in range(request.num_rows)
         ]
         now = self.clock()
         try:
@@ -159,7 +142,7 @@ class Engine:
         for sequence in sequences:
             rule_of(sequence).begin(sequence)
         told = {s.index: Told(s) for s in sequences}
-        self._open[key] = _Open(request, sequences, told, request.deadline_ns, is_watched)
+        self._open[key] = OpenRequest(request, sequences, told, request.deadline_ns, is_watched)
         self._count(requests=1, prompt_tokens=request.num_prompt_tokens)
 
     def abort(self, key: int) -> None:
@@ -167,7 +150,7 @@ class Engine:
         if opened := self._open.pop(key, None):
             self.scheduler.remove({key})
             self._count(requests_aborted=1)
-            self._spent.append(_spent(key, opened))
+            self._spent.append(opened.spent(key))
 
     def extend(self, key: int, deadline_ns: int) -> None:
         """Gives a request more time; unknown keys are none of our business."""
@@ -282,16 +265,20 @@ class Engine:
             row.settle(block_done=done)
             if opened.is_watched:
                 self._mark(opened, row, block_done=done)
-            events += self._tell(opened, row)
+            events += opened.tell(row)
             if row.advance(block_done=done):
                 rule.begin(row)
             if row.finished:
+                if row.params.best_of is not None:
+                    begin_scoring(row)
                 break
-        if all(sequence.finished for sequence in opened.sequences):
+        if row.finished and not is_scoring(row):
+            opened.num_done += 1
+        if opened.num_done == len(opened.sequences):
             events.append(self._finish(row.key))
         return [(row.key, event) for event in events]
 
-    def _mark(self, opened: _Open, row: Sequence, *, block_done: bool) -> None:
+    def _mark(self, opened: OpenRequest, row: Sequence, *, block_done: bool) -> None:
         """Notes the phases that one logical step has ended."""
         now = self.clock()
         if not opened.has_stepped:
@@ -302,36 +289,28 @@ class Engine:
             mark = Mark(row.key, "block", now, row.index, row.block, row.forward_passes)
             self._marks.append(mark)
 
-    def _tell(self, opened: _Open, row: Sequence) -> list[Event]:
-        """The events of one logical step, by what the request wants to hear."""
-        request, events = opened.request, list[Event]()
-        due = (row.step + 1) % request.stride == 0 or row.finished
-        if due and request.granularity is Granularity.STEPS:
-            events += opened.told[row.index].updates(row)
-        elif due and request.granularity is Granularity.SNAPSHOTS:
-            events.append(row.snapshot())
-        new = row.text.take_new()
-        return events + list(new) if request.granularity is not Granularity.NONE else events
-
     def _finish(self, key: int) -> Finished:
         opened = self._open.pop(key)
         arrival, now = opened.request.arrival_ns, self.clock()
-        outputs = tuple(sequence.output() for sequence in opened.sequences)
+        outputs, others = opened.chosen()
         firsts = [s.first_commit_ns for s in opened.sequences if s.first_commit_ns]
-        self._count(
-            requests_finished=1,
-            shared_prompt_tokens=outputs[0].shared_prompt_tokens,
-            completion_tokens=sum(len(o.tokens.ids) for o in outputs),
-            finished_forward_passes=sum(o.forward_passes for o in outputs),
-            requests_hurried=any(o.hurried for o in outputs),
-        )
         self._count(**outcome(opened.request, outputs, now))
-        return Finished(
+        finished = Finished(
             outputs=outputs,
             queue_time_ns=(opened.started_ns or now) - arrival,
             time_to_first_commit_ns=min(firsts) - arrival if firsts else 0,
             total_time_ns=now - arrival,
+            others=others,
+            shared_prompt_tokens=opened.sequences[0].num_shared,
         )
+        self._count(
+            requests_finished=1,
+            shared_prompt_tokens=finished.shared_prompt_tokens,
+            completion_tokens=finished.completion_tokens,
+            finished_forward_passes=finished.forward_passes,
+            requests_hurried=any(o.hurried for o in outputs),
+        )
+        return finished
 
     def _expire(self) -> list[tuple[int, Event]]:
         """Ends requests whose time is over, waiting or running."""
@@ -366,23 +345,10 @@ class Engine:
         for row in opened.sequences:
             if not row.finished:
                 row.interrupt()
-                events += self._tell_rest(opened, row)
+                events += opened.tell_rest(row)
         self.scheduler.remove({key})
         events.append(self._finish(key))
         return [(key, event) for event in events]
-
-    def _tell_rest(self, opened: _Open, row: Sequence) -> list[Event]:
-        """What a stride has kept back so far, and the text."""
-        request, events = opened.request, list[Event]()
-        step = max(0, row.step - 1)
-        if request.stride > 1 and row.step % request.stride:
-            if request.granularity is Granularity.STEPS:
-                updates = opened.told[row.index].updates(row)
-                events += [dataclasses.replace(update, step=step) for update in updates]
-            elif request.granularity is Granularity.SNAPSHOTS:
-                events.append(dataclasses.replace(row.snapshot(), step=step))
-        new = row.text.take_new()
-        return events + list(new) if request.granularity is not Granularity.NONE else events
 
     def _fail(self, rows: list[Sequence]) -> list[tuple[int, Event]]:
         """An exception past validation is our bug: it ends the requests it touched, not us."""
@@ -394,7 +360,7 @@ class Engine:
         for key in keys:
             opened = self._open.pop(key)
             self._count(budgets_missed=opened.request.due_ns is not None)
-            self._spent.append(_spent(key, opened))
+            self._spent.append(opened.spent(key))
         self._count(requests_failed=len(keys))
         error: VdiffError = EngineFaultError(fault_id)
         return [(key, Failed(error)) for key in keys]

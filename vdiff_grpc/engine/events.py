@@ -104,16 +104,37 @@ class Output:
     computed_tokens: int = 0
     shared_prompt_tokens: int = 0
     hurried: bool = False
+    score: float | None = None  # with best_of: log-likelihood per token, in nats
+    trajectory: tuple[StepUpdate, ...] = ()  # with return_trajectory
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The request's end: all outputs in the order of their index. Times in ns since arrival."""
+    """The request's end: all outputs in the order of their index. Times in ns since arrival.
+
+    others: with best_of, the candidates that are not among the outputs.
+    shared_prompt_tokens: of the candidate that came first; the others share what it has read.
+    """
 
     outputs: tuple[Output, ...]
     queue_time_ns: int
     time_to_first_commit_ns: int
     total_time_ns: int
+    others: tuple[Output, ...] = ()
+    shared_prompt_tokens: int = 0
+
+    @property
+    def candidates(self) -> tuple[Output, ...]:
+        """All that was computed for the request."""
+        return self.outputs + self.others
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(len(output.tokens.ids) for output in self.candidates)
+
+    @property
+    def forward_passes(self) -> int:
+        return sum(output.forward_passes for output in self.candidates)
 
 
 @dataclass(frozen=True, slots=True)

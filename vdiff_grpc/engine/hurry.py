@@ -106,7 +106,9 @@ class Hurry:
         for row in hurried:
             assert row.request.due_ns is not None
             left_s = (row.request.due_ns - now_ns) / 1e9 * (1 - _KEPT_BACK)
-            reading = math.ceil(row.num_pages_ahead * row.page_tokens / scheduler.max_prompt_tokens)
+            reading = math.ceil(
+                row.num_pages_ahead * row.page_tokens / scheduler.max_prompt_step_tokens
+            )
             num_steps = math.floor(left_s / step_s) - reading if step_s else math.inf
             level, floor = self._level(row, num_steps)
             self._levels[row] = level

@@ -30,6 +30,7 @@ class Purpose(enum.IntEnum):
     TOKEN = 1
     ORDER = 2
     CANVAS = 3
+    LIKELIHOOD = 4
 
 
 @dataclass(frozen=True, slots=True)

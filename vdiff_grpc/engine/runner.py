@@ -16,7 +16,7 @@ from torch import Tensor
 from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.columns import NO_HASTE, Action, Columns, Ints, Variant
 from vdiff_grpc.engine.decoding.hurry import hasten
-from vdiff_grpc.engine.decoding.registry import RULES, rule_of
+from vdiff_grpc.engine.decoding.registry import ORDER, rule_of
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
 from vdiff_grpc.engine.decoding.stages import (
     Guidance,
@@ -33,8 +33,6 @@ from vdiff_grpc.engine.packing import Fill, PackedStep, pack
 from vdiff_grpc.engine.rng import CounterNoise, Noise, NoiseRows
 from vdiff_grpc.engine.sequence import Sequence, State
 from vdiff_grpc.engine.types import MAX_TOP_LOGPROBS, ModelInfo
-
-_RULE_ORDER = {kind: number for number, kind in enumerate(RULES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ class Runner:
         failed: list[RowStep] = []
         pages: list[Variant] = []
         reading: list[RowStep] = []
-        for row in sorted(sequences, key=lambda row: _RULE_ORDER[type(row.params.strategy)]):
+        for row in sorted(sequences, key=lambda row: ORDER[rule_of(row)]):
             if row.num_pages_now:
                 pages += row.pages_variants(row.num_pages_now)
                 computed = row.num_pages_now * row.page_tokens * row.num_streams
@@ -147,12 +145,11 @@ class Runner:
             logits = logits[: self.fill.head(packed.num_candidates)]
         candidates, lines = self._candidates(packed, logits)
         actions = torch.zeros_like(candidates.token_ids)
-        for kind, members in groupby(
-            range(len(packed.sequences)), lambda row: type(packed.sequences[row].params.strategy)
+        for rule, members in groupby(
+            range(len(packed.sequences)), lambda row: rule_of(packed.sequences[row])
         ):
             rows = list(members)
             begin, end = np.searchsorted(packed.rows, [rows[0], rows[-1] + 1]).tolist()
-            rule = RULES[kind]
             part = candidates.part(begin, end)
             if rule.scores_proposals:
                 part = self._score(packed, part, begin, end)

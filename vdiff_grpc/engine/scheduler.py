@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vdiff_grpc.engine.likelihood import is_scoring
 from vdiff_grpc.engine.reservations import Reservations
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.turns import Turns
@@ -81,7 +82,7 @@ class Scheduler:
         self.waiting.remove(gone)
 
     def remove_finished(self) -> None:
-        self._leave([s for s in self.running if s.finished])
+        self._leave([s for s in self.running if s.finished and not is_scoring(s)])
 
     def _admit(self, now_ns: int) -> None:
         """Whoever waits first and does not fit yet is waited for: nobody passes."""

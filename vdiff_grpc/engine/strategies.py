@@ -77,6 +77,11 @@ class Strategy:
         """Most tokens that one step of a canvas of `length` computes, guidance aside."""
         return length
 
+    def most_changes(self, positions: int, block_length: int, steps: int | None) -> int:
+        """Most changes of positions until all of them are filled; steps: over all blocks."""
+        assert not self.REVOCABLE, "what can be changed again is counted by the strategy itself"
+        return positions
+
     @classmethod
     def ranges(cls) -> dict[str, Range]:
         """Each parameter's range, by name."""
@@ -185,6 +190,9 @@ class Wino(Strategy):
     def step_tokens(self, length: int, block_length: int) -> int:
         return length + block_length
 
+    def most_changes(self, positions: int, block_length: int, steps: int | None) -> int:
+        return positions * block_length  # every step fills one more than it masks again
+
 
 @dataclass(frozen=True, slots=True)
 class Remdm(Strategy):
@@ -200,6 +208,11 @@ class Remdm(Strategy):
     t_off: float = _number(0.05, 0.0, 1.0)
     alpha_on: float = _number(0.9, 0.0, 1.0, open_low=True)
 
+    def most_changes(self, positions: int, block_length: int, steps: int | None) -> int:
+        assert steps is not None, "it has a schedule"
+        num_blocks = -(-positions // block_length)
+        return (steps + num_blocks) * block_length  # one more call after the last step of each
+
 
 @dataclass(frozen=True, slots=True)
 class Editing(Strategy):
@@ -210,6 +223,9 @@ class Editing(Strategy):
     threshold: float = _number(0.95, 0.0, 1.0)
     edit_threshold: float = _number(0.9, 0.0, 1.0)
     max_post_steps: int = _number(16, 0, 1024)
+
+    def most_changes(self, positions: int, block_length: int, steps: int | None) -> int:
+        return positions * (block_length + self.max_post_steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +271,9 @@ class UniformNoise(Strategy):
     max_denoising_steps: int = _number(48, 1, 1024)
     stability_threshold: int = _number(1, 0, 1024)
     confidence_threshold: float = _number(0.005, 0.0, 1000.0, open_low=True)
+
+    def most_changes(self, positions: int, block_length: int, steps: int | None) -> int:
+        return positions * self.max_denoising_steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,11 @@ class Told:
     def __init__(self, row: Sequence) -> None:
         self._ids = row.ids.copy()
         self._filled = row.state == State.COMMITTED
+        self.trajectory: list[StepUpdate] = []
+
+    def note(self, row: Sequence) -> None:
+        """Keeps the changes since the last call, to be told in one piece."""
+        self.trajectory += self.updates(row)
 
     def updates(self, row: Sequence) -> list[StepUpdate]:
         """All changes since the last call, one update for each kind that occurred."""

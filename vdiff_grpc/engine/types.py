@@ -69,6 +69,7 @@ class RequestParams:
     cfg_scale: float | None = None
     strategy: Strategy | None = None
     top_logprobs: int | None = None
+    best_of: int | None = None
     cache: CacheKind | None = None
     cache_refresh_steps: int | None = None
     suffix_window: int | None = None
@@ -99,6 +100,7 @@ class Request:
     priority: int | None = None
     latency_budget_ns: int | None = None
     budget_is_optional: bool = False  # the operator's: what cannot be hurried goes without
+    return_trajectory: bool = False
 
 
 # --- what the engine is given -----------------------------------------------
@@ -122,6 +124,7 @@ class SamplingParams:
     cfg_scale: float
     strategy: Strategy  # every parameter filled in
     top_logprobs: int
+    best_of: int | None = None  # None: n answers, unjudged
     cache: CacheKind = CacheKind.NONE
     cache_refresh_steps: int = 0  # 0: at each block's begin only
     suffix_window: int | None = None  # None: all of the canvas
@@ -145,7 +148,7 @@ class ResolvedRequest:
     """A validated request. Only `validation.resolve` makes one.
 
     canvas: token ids of every position, ModelInfo.blank_id where nothing is yet.
-    spans: cover the canvas in order, without gaps. seeds: one per output.
+    spans: cover the canvas in order, without gaps. seeds: one per candidate.
     is_template: the caller gave text after a hole, or holes: each hole's text is told.
     arrival_ns, deadline_ns: time.monotonic_ns(); one clock for all processes of a machine.
     priority: the smaller first. caller: among whom places and steps are shared.
@@ -166,6 +169,11 @@ class ResolvedRequest:
     priority: int = 0
     caller: str = ""
     due_ns: int | None = None
+    return_trajectory: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.seeds)
 
     @property
     def num_prompt_tokens(self) -> int:

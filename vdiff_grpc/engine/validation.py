@@ -11,6 +11,7 @@ import secrets
 import time
 from typing import Any, TypeVar
 
+from vdiff_grpc.engine.answer_checks import check_best_of, check_trajectory
 from vdiff_grpc.engine.cache_checks import cache_tokens, check_room, check_window, resolve_cache
 from vdiff_grpc.engine.caches.kinds import CacheKind, page_tokens
 from vdiff_grpc.engine.prompts import Violations, lay_out
@@ -184,6 +185,8 @@ def resolve(
         spans = [*spans, Span(SpanKind.SURPLUS, surplus)]
 
     n = _or(asked.n, base.n)
+    check_best_of(request, n, info, limits, bad)
+    num_rows = _or(asked.best_of, n)
     cfg_scale = _or(asked.cfg_scale, base.cfg_scale)
     block_length = _only_block_length(info) or min(
         _or(asked.block_length, base.block_length), num_new
@@ -208,6 +211,8 @@ def resolve(
     steps = resolve_steps(asked.steps, strategy, num_new, num_blocks, limits, bad)
     budget_ns = resolve_budget(request, strategy, limits, info, bad)
     bad.raise_if_any()
+    check_trajectory(request, strategy, num_rows, num_new + surplus, block_length, steps, bad)
+    bad.raise_if_any()
 
     seed = secrets.randbits(53) if asked.seed is None else asked.seed
     arrival = time.monotonic_ns()
@@ -230,11 +235,12 @@ def resolve(
             cfg_scale=cfg_scale,
             strategy=strategy,
             top_logprobs=_or(asked.top_logprobs, base.top_logprobs),
+            best_of=asked.best_of,
             cache=cache,
             cache_refresh_steps=refresh,
             suffix_window=asked.suffix_window,
         ),
-        seeds=tuple(output_seed(seed, index) for index in range(n)),
+        seeds=tuple(output_seed(seed, index) for index in range(num_rows)),
         is_template=infill
         or (isinstance(request.prompt, TextPrompt) and request.prompt.suffix is not None),
         granularity=request.granularity,
@@ -244,6 +250,7 @@ def resolve(
         partial_on_deadline=request.partial_on_deadline,
         priority=priority,
         due_ns=None if budget_ns is None else arrival + budget_ns,
+        return_trajectory=request.return_trajectory,
     )
 
 

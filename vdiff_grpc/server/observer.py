@@ -155,9 +155,7 @@ class Observer:
         finished = call.finished
         assert finished is not None
         meters, about = self.meters, (call.operation, model)
-        outputs = finished.outputs
-        tokens = sum(len(output.tokens.ids) for output in outputs)
-        forwards = sum(output.forward_passes for output in outputs)
+        tokens, forwards = finished.completion_tokens, finished.forward_passes
         meters.observe(telemetry.TOKEN_USAGE, call.prompt_tokens, *about, "input")
         meters.observe(telemetry.TOKEN_USAGE, tokens, *about, "output")
         meters.observe(telemetry.QUEUE_TIME, finished.queue_time_ns / 1e9)
@@ -167,7 +165,7 @@ class Observer:
         if not first_ns:
             return
         meters.observe(telemetry.FIRST_TOKEN, first_ns / 1e9, *about, exemplar=exemplar)
-        more = tokens / len(outputs) - 1
+        more = tokens / len(finished.candidates) - 1
         if more > 0:
             rest_s = (finished.total_time_ns - first_ns) / 1e9
             meters.observe(telemetry.OUTPUT_TOKEN, rest_s / more, *about)

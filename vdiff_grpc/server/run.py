@@ -111,7 +111,7 @@ class Run:
 
 def num_tokens(request: ResolvedRequest) -> int:
     """Canvas tokens of all rows."""
-    return len(request.canvas) * request.params.n
+    return len(request.canvas) * request.num_rows
 
 
 def replay(

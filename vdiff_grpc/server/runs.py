@@ -158,9 +158,7 @@ class Runs:
                 marked.on_mark(mark)
         for key, event in report.events:
             if isinstance(event, Finished):
-                outputs = event.outputs
-                tokens = sum(len(output.tokens.ids) for output in outputs)
-                self.usage.end(key, tokens, sum(output.forward_passes for output in outputs))
+                self.usage.end(key, event.completion_tokens, event.forward_passes)
             run = self._runs.get(key)
             if run is None:
                 continue  # its readers have left; the engine did not know yet
@@ -225,8 +223,8 @@ class Runs:
         rows, tokens, is_suspect = 1, 0, False
         try:
             resolved = await self._resolve(request)
-            places.take_rows(resolved.params.n - 1)
-            rows = resolved.params.n
+            places.take_rows(resolved.num_rows - 1)
+            rows = resolved.num_rows
             places.take_tokens(num_tokens(resolved))
             tokens = num_tokens(resolved)
             if self._quarantine.is_suspect(content):
@@ -282,7 +280,7 @@ class Runs:
     def _end(self, run: Run, event: Finished | Failed | None) -> None:
         """Gives back what the run held. event: its last word; None when nobody listens."""
         del self._runs[run.key]
-        self._admission.give_rows(run.request.params.n)
+        self._admission.give_rows(run.request.num_rows)
         self._admission.give_tokens(num_tokens(run.request))
         if run.is_suspect:
             self._quarantine.one_at_a_time.release()

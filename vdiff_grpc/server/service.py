@@ -151,7 +151,7 @@ def group(call: Call) -> str:
 
 def origin(call: Call, *, is_named: bool) -> Origin:
     def charge(request: types.ResolvedRequest) -> None:
-        generated = request.params.n * request.params.max_new_tokens
+        generated = request.num_rows * request.params.max_new_tokens
         call.allowance.charge(request.num_prompt_tokens + generated)
 
     trace = call.trace
@@ -184,8 +184,7 @@ def _refuse_other_models(engine: AsyncEngine, model: str) -> None:
 def note(call: Call, stream: RequestStream, finished: events.Finished) -> None:
     """What the log line and the metrics say of a finished request."""
     outputs = finished.outputs
-    call.tokens = sum(len(output.tokens.ids) for output in outputs)
-    call.forwards = sum(output.forward_passes for output in outputs)
+    call.tokens, call.forwards = finished.completion_tokens, finished.forward_passes
     call.queue_ms = round(finished.queue_time_ns / 1e6, 2)
     if not stream.is_replay:
         call.finished, call.prompt_tokens = finished, stream.request.num_prompt_tokens

@@ -21,10 +21,9 @@ STATED = re.compile(
     r"|needs (logprobs|stream) \(true\)"
     r"|needs text prompts"
     r"|with echo are not supported"
-    r"|best_of is not supported other than 1 or n"
     r"|are two names of one field"
     r"|cannot be (set|used) with"
-    r"|must (be at most|exceed)"
+    r"|must (be at most|be at least n|exceed)"
     r"|is below the smallest of this caller"
     r"|in include$"
 )

@@ -15,10 +15,12 @@ from vdiff_grpc.engine.decoding.fixed_schedule import FixedScheduleRule
 from vdiff_grpc.engine.decoding.freedave import FreeDaveRule
 from vdiff_grpc.engine.decoding.klass import KlassRule
 from vdiff_grpc.engine.decoding.left_to_right import LeftToRightRule
+from vdiff_grpc.engine.decoding.likelihood import LikelihoodRule
 from vdiff_grpc.engine.decoding.local_leap import LocalLeapRule
 from vdiff_grpc.engine.decoding.remdm import RemdmRule
 from vdiff_grpc.engine.decoding.rule import Rule
 from vdiff_grpc.engine.decoding.wino import WinoRule
+from vdiff_grpc.engine.likelihood import is_scoring
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import STRATEGIES, Strategy
 
@@ -43,7 +45,14 @@ _RULES: tuple[Rule, ...] = (
 
 RULES: dict[type[Strategy], Rule] = {STRATEGIES[rule.name]: rule for rule in _RULES}
 
+_LIKELIHOOD = LikelihoodRule()
+
+# In this order their rows stand in a step.
+ORDER: dict[Rule, int] = {rule: number for number, rule in enumerate((*_RULES, _LIKELIHOOD))}
+
 
 def rule_of(row: Sequence) -> Rule:
-    """The rule that the row's request asks for."""
+    """The rule that the row's request asks for, until its answer is finished."""
+    if is_scoring(row):
+        return _LIKELIHOOD
     return RULES[type(row.params.strategy)]

@@ -219,6 +219,7 @@ def _resolved(params: types.SamplingParams) -> v1.ResolvedParams:
         n=params.n,
         ignore_eos=params.ignore_eos,
         top_logprobs=params.top_logprobs,
+        best_of=params.best_of,
     )
     if params.stop_strings or params.stop_token_ids:
         sampling.stop.strings.extend(params.stop_strings)
@@ -237,6 +238,7 @@ def _output(output: events.Output) -> v1.Output:
         tokens=_tokens(output.tokens),
         hole_texts=output.hole_texts,
         end=_end(output),
+        trajectory=[_step_update(update) for update in output.trajectory],
     )
 
 
@@ -264,23 +266,23 @@ def _end(output: events.Output) -> v1.OutputEnd:
         stop_token_id=output.stop if isinstance(output.stop, int) else None,
         forward_passes=output.forward_passes,
         completion_tokens=len(output.tokens.ids),
+        score=output.score,
     )
 
 
 def _usage(request: types.ResolvedRequest, finished: events.Finished) -> v1.Usage:
     return v1.Usage(
         prompt_tokens=request.num_prompt_tokens,
-        completion_tokens=sum(len(output.tokens.ids) for output in finished.outputs),
-        shared_prompt_tokens=finished.outputs[0].shared_prompt_tokens,
+        completion_tokens=finished.completion_tokens,
+        shared_prompt_tokens=finished.shared_prompt_tokens,
     )
 
 
 def _metrics(finished: events.Finished) -> v1.Metrics:
-    outputs = finished.outputs
-    forward_passes = sum(output.forward_passes for output in outputs)
+    outputs, forward_passes = finished.candidates, finished.forward_passes
     return v1.Metrics(
         forward_passes=forward_passes,
-        tokens_per_forward=_ratio(sum(len(o.tokens.ids) for o in outputs), forward_passes),
+        tokens_per_forward=_ratio(finished.completion_tokens, forward_passes),
         steps=sum(output.steps for output in outputs),
         blocks=sum(output.blocks for output in outputs),
         remasked=sum(output.remasked for output in outputs),

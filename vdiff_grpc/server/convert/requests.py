@@ -118,7 +118,17 @@ def request_of(
     partial = spec.partial_on_deadline
     priority = spec.priority if spec.HasField("priority") else None
     budget_ns = spec.latency_budget.ToNanoseconds() if spec.HasField("latency_budget") else None
-    return types.Request(prompt, params, name, granularity, stride, partial, priority, budget_ns)
+    return types.Request(
+        prompt,
+        params,
+        name,
+        granularity,
+        stride,
+        partial,
+        priority,
+        budget_ns,
+        return_trajectory=spec.return_trajectory,
+    )
 
 
 def prompt_of(request: v1.CountTokensRequest) -> types.Prompt:
@@ -219,6 +229,7 @@ def _params(
         cfg_scale=diffusion.cfg_scale if diffusion.HasField("cfg_scale") else None,
         strategy=strategy_of(diffusion, violations),
         top_logprobs=sampling.top_logprobs if sampling.HasField("top_logprobs") else None,
+        best_of=sampling.best_of if sampling.HasField("best_of") else None,
         cache=_cache(diffusion, violations),
         cache_refresh_steps=diffusion.cache_refresh_steps
         if diffusion.HasField("cache_refresh_steps")
