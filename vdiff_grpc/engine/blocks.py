@@ -1,4 +1,4 @@
-"""How generated positions fall into blocks, and steps into shares of them. Knows no canvas."""
+"""How generated positions fall into blocks, and steps into shares of them. Knows no row."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 
 from vdiff_grpc.engine.attention import CAUSAL, FULL, MaskRule, block_causal
-from vdiff_grpc.engine.columns import Ints
-from vdiff_grpc.engine.types import AttentionPattern, ModelInfo
+from vdiff_grpc.engine.columns import Bools, Ints
+from vdiff_grpc.engine.types import AttentionPattern, ModelInfo, SamplingParams
 
 
 def mask_rule_of(info: ModelInfo) -> MaskRule:
@@ -28,6 +28,22 @@ def split_blocks(generated: Ints, block_length: int, info: ModelInfo) -> list[sl
         numbers = np.arange(len(generated)) // block_length
     bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(generated)]
     return [slice(begin, end) for begin, end in pairwise(bounds)]
+
+
+def total_steps(params: SamplingParams, num_generated: int) -> int | None:
+    """The surplus of a last block gets its share beside what was asked for."""
+    steps, asked = params.steps, params.max_new_tokens
+    if steps is None:
+        return None
+    return steps + (num_generated - asked) * steps // asked
+
+
+def without_end(frozen: Bools, *, ignore_eos: bool) -> Bools:
+    """Where end tokens may not be drawn: everywhere on request, and before frozen text."""
+    if ignore_eos:
+        return np.ones_like(frozen)
+    places = np.flatnonzero(frozen)
+    return np.arange(len(frozen)) < (places[-1] if len(places) else -1)
 
 
 def split_steps(steps: int | None, sizes: list[int]) -> list[int]:

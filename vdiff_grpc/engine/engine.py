@@ -17,7 +17,8 @@ import torch
 from vdiff_grpc.engine.assembly import assemble
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
-from vdiff_grpc.engine.events import Event, Failed, Finished
+from vdiff_grpc.engine.events import Event, Failed, Finished, LaidOut
+from vdiff_grpc.engine.lengths import laid_out
 from vdiff_grpc.engine.messages import Ended, Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.pace import Pace
@@ -28,7 +29,7 @@ from vdiff_grpc.engine.runner import RowStep
 from vdiff_grpc.engine.sequence import Sequence, State
 from vdiff_grpc.engine.strategies import ConfidenceThreshold
 from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.told import Told
+from vdiff_grpc.engine.told import Told, snapshot
 from vdiff_grpc.engine.types import (
     AttentionPattern,
     EngineConfig,
@@ -131,9 +132,10 @@ class Engine:
         wanted, see take_marks. Raises QueueFullError.
         """
         assert key not in self._open, f"key {key} is taken"
-        sequences = [
-            Sequence(key, request, index, self.info, self.tokenizer)
-            for index in range(request.params.n)
+        first = Sequence(key, request, 0, self.info, self.tokenizer)
+        sequences = [first] + [
+            Sequence(key, request, index, self.info, self.tokenizer, leader=first)
+            for index in range(1, request.params.n)
         ]
         self.scheduler.add(sequences, time.monotonic_ns())
         for sequence in sequences:
@@ -249,6 +251,8 @@ class Engine:
         row.forward_passes += result.forwards
         row.num_computed += result.computed
         events: list[Event] = []
+        if row.search is not None and row.search.hole is None:
+            events.append(self._lay_out(opened, tuple(row.search.lengths)))
         for changes in result.steps:
             row.apply(changes)
             self._count(committed_tokens=int(np.count_nonzero(changes.actions == _UNMASK)))
@@ -264,6 +268,15 @@ class Engine:
         if all(sequence.finished for sequence in opened.sequences):
             events.append(self._finish(row.key))
         return [(row.key, event) for event in events]
+
+    def _lay_out(self, opened: _Open, lengths: tuple[int, ...]) -> LaidOut:
+        """Every row of the request begins, with the lengths that the first one has chosen."""
+        opened.request = laid_out(opened.request, lengths)
+        for row in opened.sequences:
+            row.lay_out(opened.request)
+            rule_of(row).begin(row)
+        opened.told = {row.index: Told(row) for row in opened.sequences}
+        return LaidOut(lengths)
 
     def _mark(self, opened: _Open, row: Sequence, *, block_done: bool) -> None:
         """Notes the phases that one logical step has ended."""
@@ -283,7 +296,7 @@ class Engine:
         if due and request.granularity is Granularity.STEPS:
             events += opened.told[row.index].updates(row)
         elif due and request.granularity is Granularity.SNAPSHOTS:
-            events.append(row.snapshot())
+            events.append(snapshot(row))
         new = row.text.take_new()
         return events + list(new) if request.granularity is not Granularity.NONE else events
 
@@ -351,7 +364,7 @@ class Engine:
                 updates = opened.told[row.index].updates(row)
                 events += [dataclasses.replace(update, step=step) for update in updates]
             elif request.granularity is Granularity.SNAPSHOTS:
-                events.append(dataclasses.replace(row.snapshot(), step=step))
+                events.append(dataclasses.replace(snapshot(row), step=step))
         new = row.text.take_new()
         return events + list(new) if request.granularity is not Granularity.NONE else events
 

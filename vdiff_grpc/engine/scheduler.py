@@ -35,7 +35,8 @@ class Scheduler:
         self.reservations = reservations
         self.waiting = Waiting()
         self.running: list[Sequence] = []
-        # Rows that wait for a running one to read what they begin with; others pass.
+        # Rows that wait for a running one to read what they begin with, or to choose the lengths
+        # of their holes; others pass.
         self._following: list[Sequence] = []
         target = min(target_step_tokens or max_step_tokens, max_step_tokens)
         self._turns = Turns(target, max_step_tokens)
@@ -81,7 +82,7 @@ class Scheduler:
         """Whoever waits first and does not fit yet is waited for: nobody passes."""
         tokens = sum(row.num_step_tokens for row in self.running)
         for row in list(self._following):
-            if self.reservations.follows(row):
+            if self._follows(row):
                 continue
             if not self._fits(row, tokens):
                 return
@@ -90,7 +91,7 @@ class Scheduler:
             tokens += row.num_step_tokens
         while self.waiting:
             row = self.waiting.first(now_ns)
-            if self.reservations.follows(row):
+            if self._follows(row):
                 self._following.append(self.waiting.take(now_ns))
                 continue
             if not self._fits(row, tokens):
@@ -109,6 +110,10 @@ class Scheduler:
         ):
             return False
         return self.reservations.take(row)
+
+    def _follows(self, row: Sequence) -> bool:
+        chooses = row.leader is not None and row.leader.search is not None
+        return chooses or self.reservations.follows(row)
 
     def _share_prompts(self) -> None:
         """A page each in turn: a long prompt does not hold up a short one."""

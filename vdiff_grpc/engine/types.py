@@ -38,7 +38,19 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    length: int
+    """Of `length`, or of what the engine chooses from min_length (None: 1) to max_length."""
+
+    length: int = 0
+    min_length: int | None = None
+    max_length: int | None = None
+
+    @property
+    def shortest(self) -> int:
+        return self.length if self.max_length is None else self.min_length or 1
+
+    @property
+    def longest(self) -> int:
+        return self.length if self.max_length is None else self.max_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +154,8 @@ class ResolvedRequest:
     is_template: the caller gave text after a hole, or holes: each hole's text is told.
     arrival_ns, deadline_ns: time.monotonic_ns(); one clock for all processes of a machine.
     priority: the smaller first. caller: among whom places and steps are shared.
+    hole_ranges: shortest and longest of each hole where some are still to be chosen; the canvas
+    then is the longest. search_tokens: that one step of the choice computes at most, or one canvas.
     """
 
     request_id: str
@@ -157,6 +171,8 @@ class ResolvedRequest:
     partial_on_deadline: bool = False
     priority: int = 0
     caller: str = ""
+    hole_ranges: tuple[tuple[int, int], ...] = ()
+    search_tokens: int = 0
 
     @property
     def num_prompt_tokens(self) -> int:

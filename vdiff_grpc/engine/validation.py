@@ -28,6 +28,7 @@ from vdiff_grpc.engine.types import (
     ChatPrompt,
     EngineConfig,
     EngineLimits,
+    Hole,
     InfillPrompt,
     ModelInfo,
     Prompt,
@@ -201,6 +202,7 @@ def resolve(
     steps = resolve_steps(asked.steps, strategy, num_new, num_blocks, limits, bad)
     bad.raise_if_any()
 
+    ranges = _hole_ranges(request.prompt)
     seed = secrets.randbits(53) if asked.seed is None else asked.seed
     arrival = time.monotonic_ns()
     return ResolvedRequest(
@@ -234,6 +236,8 @@ def resolve(
         deadline_ns=arrival + int(limits.max_request_time_s * 1e9),
         partial_on_deadline=request.partial_on_deadline,
         priority=priority,
+        hole_ranges=ranges,
+        search_tokens=min(limits.max_prompt_step_tokens, limits.max_step_tokens) if ranges else 0,
     )
 
 
@@ -337,6 +341,13 @@ def _check_sampling(
             f"{'is causal' if causal else 'has no mask token'}",
         )
     check_stops(asked, info, bad)
+
+
+def _hole_ranges(prompt: Prompt) -> tuple[tuple[int, int], ...]:
+    """Shortest and longest of each hole; none where nothing is to be chosen."""
+    segments = prompt.segments if isinstance(prompt, InfillPrompt) else ()
+    ranges = tuple((s.shortest, s.longest) for s in segments if isinstance(s, Hole))
+    return ranges if any(least < most for least, most in ranges) else ()
 
 
 def _only_block_length(info: ModelInfo) -> int | None:
