@@ -104,12 +104,10 @@ def parse_completion(body: bytes) -> Job:
     for prompt in prompts:
         spec = _spec(request, _max_new_tokens(request))
         if isinstance(prompt, str):
-            spec.text = prompt
+            _set_text(spec, prompt, request)
         else:
             spec.token_ids.ids.extend(prompt)
             spec.token_ids.SetInParent()
-        if request.suffix is not None:
-            spec.suffix = request.suffix
         if (request.best_of or 1) > (request.n or 1):  # else there is nothing to choose from
             spec.sampling.best_of = request.best_of or 1
         specs.append(spec)
@@ -127,9 +125,7 @@ def parse_fim(body: bytes) -> Job:
     request = _decoded(FIM_DECODER, body)
     check_fim(request)
     spec = _spec(request, _max_new_tokens(request))
-    spec.text = request.prompt
-    if request.suffix is not None:
-        spec.suffix = request.suffix
+    _set_text(spec, request.prompt, request)
     if request.random_seed is not None:
         spec.sampling.seed = request.random_seed % 2**64
     names = Names(_max_tokens_name(request, "max_tokens"))
@@ -205,6 +201,24 @@ def _job(
         include_usage=bool(options and options.include_usage),
         top_logprobs=top_logprobs,
     )
+
+
+def _set_text(
+    spec: v1.GenerationSpec, prompt: str, request: CompletionRequest | FimRequest
+) -> None:
+    """The prompt, and what follows it behind a gap: of max_tokens, or of a length to be chosen."""
+    if not request.min_tokens or request.suffix is None:
+        spec.text = prompt
+        if request.suffix is not None:
+            spec.suffix = request.suffix
+        return
+    longest = spec.sampling.max_new_tokens
+    spec.sampling.ClearField("max_new_tokens")
+    spec.infill.segments.add(text=prompt)
+    spec.infill.segments.add().hole.MergeFrom(
+        v1.Hole(min_length=request.min_tokens, max_length=longest)
+    )
+    spec.infill.segments.add(text=request.suffix)
 
 
 def _max_new_tokens(request: GenerationFields) -> int | None:
@@ -312,6 +326,10 @@ def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
         return prompt
     if path in ("model", "suffix", "priority", "return_trajectory"):
         return path
+    if path.startswith("infill"):  # a gap whose length is to be chosen
+        ends = {".min_length": "min_tokens", "[0].text": prompt, "[2].text": "suffix"}
+        named = (name for end, name in ends.items() if path.endswith(end))
+        return next(named, "suffix" if path == "infill" else names.max_new_tokens)
     if path.startswith("sampling.stop"):
         return "stop"
     if path == "sampling.max_new_tokens":

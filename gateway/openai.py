@@ -211,6 +211,15 @@ PROMPT_SCHEMA: list[dict[str, Any]] = [
 ]
 
 
+MinTokens = Annotated[
+    TokenId | None,
+    Meta(
+        description="With suffix: the gap's length is chosen, from so many positions to max_tokens, "
+        "which then is needed. 0 or absent: the gap has max_tokens positions. Refused without suffix."
+    ),
+]
+
+
 class CompletionRequest(GenerationFields, kw_only=True):
     """POST /v1/completions. Fields that are not listed are accepted and have no effect."""
 
@@ -225,6 +234,7 @@ class CompletionRequest(GenerationFields, kw_only=True):
         str | None,
         Meta(description="Text that follows: the gap between prompt and suffix is filled in."),
     ] = None
+    min_tokens: MinTokens = None
     echo: Annotated[
         bool | None, Meta(description="Put the prompt before the answer. Only for text prompts.")
     ] = None
@@ -255,7 +265,7 @@ class FimRequest(GenerationFields, kw_only=True):
     random_seed: Annotated[int | None, Meta(description="Mistral's name of seed.")] = None
     logprobs: TellLogprobs = None
     top_logprobs: TellTopLogprobs = None
-    min_tokens: Annotated[Any, only({"enum": [0, None]}, "Not supported other than 0.")] = None
+    min_tokens: MinTokens = None
 
 
 class ContentPart(Struct, kw_only=True):

@@ -54,10 +54,7 @@ _BEST_OF: _Rule = (
     _one_of(1, None),
     "best_of is not a field of this API: see /v1/completions",
 )
-_FIM: tuple[_Rule, ...] = (
-    _BEST_OF,
-    ("min_tokens", _ZERO, "min_tokens is not supported other than 0"),
-)
+_FIM: tuple[_Rule, ...] = (_BEST_OF,)
 _TOOLS: tuple[_Rule, ...] = (
     ("tools", _EMPTY_LIST, "tools are not supported"),
     ("tool_choice", _one_of("none", "auto", None), "tool_choice is not supported: no tools are"),
@@ -134,6 +131,7 @@ def check_completion(request: CompletionRequest) -> None:
         raise invalid("echo (true) needs text prompts, not token ids", "echo")
     if request.suffix is not None and not _is_text(request.prompt):
         raise invalid("suffix needs text prompts, not token ids", "suffix")
+    _check_min_tokens(request)
 
 
 def check_chat(request: ChatRequest) -> None:
@@ -147,8 +145,8 @@ def check_chat(request: ChatRequest) -> None:
 
 def check_fim(request: FimRequest) -> None:
     """Raises ApiError for the first field that cannot be honoured."""
-    _check(request, _FIM)
     _check_generation(request)
+    _check_min_tokens(request)
     _check_top_logprobs(request)
     if None not in (request.seed, request.random_seed) and request.seed != request.random_seed:
         raise invalid(
@@ -206,6 +204,16 @@ def _check_generation(request: GenerationFields) -> None:
             f"max_completion_tokens ({new}) and max_tokens ({old}) are two names of one field",
             "max_completion_tokens",
         )
+
+
+def _check_min_tokens(request: CompletionRequest | FimRequest) -> None:
+    if not request.min_tokens:
+        return
+    if request.suffix is None:
+        what = "a suffix: of a continuation no least length can be asked"
+        raise invalid(f"min_tokens ({request.min_tokens}) needs {what}", "min_tokens")
+    if request.max_tokens is None and request.max_completion_tokens is None:
+        raise invalid(f"min_tokens ({request.min_tokens}) needs max_tokens", "min_tokens")
 
 
 def _check_top_logprobs(request: ChatRequest | FimRequest) -> None:

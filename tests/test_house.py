@@ -48,7 +48,7 @@ ENGINE_ORDER = (
     ("strategies", "exact", "caches", "kernels"),
     ("types", "events", "attention"),
     ("rng", "tokenizer", "messages", "columns", "pulse", "pace", "step_times"),
-    ("text", "models", "prompts", "blocks"),
+    ("text", "models", "prompts", "blocks", "lengths"),
     ("strategy_checks", "cache_checks", "stop_checks", "answer_checks", "sequence", "parallel"),
     ("waiting", "turns", "likelihood"),
     ("validation", "decoding", "packing", "reservations", "told", "faults"),

@@ -24,6 +24,12 @@ def test_only_what_is_said_is_sent() -> None:
     assert build_stream_options() == v1.StreamOptions()
 
 
+def test_a_hole_says_its_length_or_its_range() -> None:
+    assert hole(3) == v1.Hole(length=3)
+    assert hole(min_length=1, max_length=4) == v1.Hole(min_length=1, max_length=4)
+    assert not hole(3).HasField("max_length")
+
+
 def test_an_explicit_zero_is_sent() -> None:
     spec = build_spec(text="a", temperature=0.0, top_k=0, seed=0, cfg_scale=0.0, ignore_eos=False)
     assert spec.sampling == v1.SamplingParams(temperature=0, top_k=0, seed=0, ignore_eos=False)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from tests.conftest import RunningServer
@@ -88,6 +89,31 @@ def test_usage_steps_and_probabilities_come_as_in_chat(http: httpx.Client) -> No
     assert told == whole["choices"][0]["logprobs"]["content"]
 
 
+def test_min_tokens_leaves_the_gaps_length_to_be_chosen(
+    http: httpx.Client, client: openai.OpenAI
+) -> None:
+    reply = fim(http, min_tokens=2, max_tokens=12)
+    given = {"model": "demo", "prompt": FIELDS["prompt"], "suffix": FIELDS["suffix"], "seed": 1}
+    other = client.completions.create(**given, max_tokens=12, extra_body={"min_tokens": 2})
+    assert reply["choices"][0]["text"] == other.choices[0].text
+    assert other.usage is not None
+    length = other.usage.completion_tokens
+    assert 2 <= length <= 12
+    fixed = client.completions.create(**given, max_tokens=length)
+    assert fixed.choices[0].text == other.choices[0].text
+    assert fixed.usage == other.usage
+    chunks = stream(http, min_tokens=2, max_tokens=12, diffusing=True)
+    start = next(chunk["diffusion"] for chunk in chunks if "diffusion" in chunk)
+    assert [span["kind"] for span in start["spans"]] == ["prompt", "hole", "frozen"]
+    assert start["spans"][1]["length"] == length
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == other.choices[0].text
+
+
+def test_a_min_tokens_of_0_says_nothing(http: httpx.Client) -> None:
+    assert fim(http, min_tokens=0)["choices"] == fim(http)["choices"]
+    assert fim(http)["usage"]["completion_tokens"] == 8
+
+
 def test_random_seed_is_mistrals_name_of_seed(http: httpx.Client) -> None:
     def text(**fields: Any) -> str:
         answer: str = fim(http, **{"seed": None, "temperature": 2.0, "max_tokens": 24} | fields)[
@@ -120,7 +146,13 @@ def test_stop_and_diffusions_own_fields_reach_the_server(
         ({"prompt": ["a", "b"]}, "prompt"),
         ({"prompt": [5, 6]}, "prompt"),
         ({"suffix": 1}, "suffix"),
-        ({"min_tokens": 3}, "min_tokens"),
+        ({"min_tokens": 3, "suffix": None}, "min_tokens"),
+        ({"min_tokens": 3, "max_tokens": None}, "min_tokens"),
+        ({"min_tokens": 9}, "min_tokens"),  # and max_tokens is 8
+        ({"min_tokens": 3, "max_tokens": 5000}, "max_tokens"),
+        ({"min_tokens": 3, "suffix": "<|mask|>"}, "suffix"),
+        ({"min_tokens": 3, "prompt": "<|mask|>"}, "prompt"),
+        ({"min_tokens": -1}, "min_tokens"),
         ({"random_seed": "x"}, "random_seed"),
         ({"random_seed": 2}, "random_seed"),  # and seed is 1
         ({"logprobs": 2}, "logprobs"),

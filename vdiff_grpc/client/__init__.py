@@ -11,6 +11,7 @@ from vdiff_grpc.channels import Retries
 from vdiff_grpc.client.aio import AsyncClient
 from vdiff_grpc.client.canvas import Canvas, OutputCanvas
 from vdiff_grpc.client.connection import ConnectionFields
+from vdiff_grpc.client.editing import characters, finished_ids, reopen
 from vdiff_grpc.client.errors import (
     AlreadyExistsError,
     CallCancelledError,
@@ -79,12 +80,14 @@ __all__ = [
     "adaptive_confidence",
     "adaptive_parallel",
     "build_spec",
+    "characters",
     "confidence_threshold",
     "dream_schedule",
     "dynamic_threshold",
     "editing",
     "entropy_bound",
     "factor",
+    "finished_ids",
     "fixed_schedule",
     "freedave",
     "hole",
@@ -92,6 +95,7 @@ __all__ = [
     "left_to_right",
     "local_leap",
     "remdm",
+    "reopen",
     "strategy",
     "uniform_noise",
     "wino",

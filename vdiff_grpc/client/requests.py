@@ -73,9 +73,11 @@ class SpecFields(InputFields, total=False):
     return_trajectory: bool | None  # not in streams
 
 
-def hole(length: int) -> v1.Hole:
-    """A hole of so many positions in an infill template."""
-    return v1.Hole(length=length)
+def hole(
+    length: int | None = None, *, min_length: int | None = None, max_length: int | None = None
+) -> v1.Hole:
+    """A hole of so many positions in an infill template, or of what the server finds to fit."""
+    return v1.Hole(length=length, min_length=min_length, max_length=max_length)
 
 
 def build_spec(

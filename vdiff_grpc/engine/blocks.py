@@ -1,4 +1,4 @@
-"""How generated positions fall into blocks, and steps into shares of them. Knows no canvas."""
+"""How generated positions fall into blocks, and steps into shares of them. Knows no row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from vdiff_grpc.engine.attention import CAUSAL, FULL, MaskRule, block_causal
-from vdiff_grpc.engine.columns import Ints
+from vdiff_grpc.engine.columns import Bools, Ints
 from vdiff_grpc.engine.types import AttentionPattern, ModelInfo, SamplingParams
 
 
@@ -36,6 +36,14 @@ def total_steps(params: SamplingParams, num_generated: int) -> int | None:
     if steps is None:
         return None
     return steps + (num_generated - asked) * steps // asked
+
+
+def without_end(frozen: Bools, *, ignore_eos: bool) -> Bools:
+    """Where end tokens may not be drawn: everywhere on request, and before frozen text."""
+    if ignore_eos:
+        return np.ones_like(frozen)
+    places = np.flatnonzero(frozen)
+    return np.arange(len(frozen)) < (places[-1] if len(places) else -1)
 
 
 def split_steps(steps: int | None, sizes: list[int]) -> list[int]:

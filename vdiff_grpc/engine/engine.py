@@ -16,8 +16,9 @@ import torch
 from vdiff_grpc.engine.assembly import assemble
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
-from vdiff_grpc.engine.events import Event, Failed, Finished
+from vdiff_grpc.engine.events import Event, Failed, Finished, LaidOut
 from vdiff_grpc.engine.hurry import Hurry, outcome
+from vdiff_grpc.engine.lengths import laid_out
 from vdiff_grpc.engine.likelihood import begin_scoring, is_scoring
 from vdiff_grpc.engine.messages import Ended, Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
@@ -127,9 +128,10 @@ class Engine:
         wanted, see take_marks. Raises QueueFullError or BudgetError.
         """
         assert key not in self._open, f"key {key} is taken"
-        sequences = [
-            Sequence(key, request, index, self.info, self.tokenizer)
-            for index in range(request.num_rows)
+        first = Sequence(key, request, 0, self.info, self.tokenizer)
+        sequences = [first] + [
+            Sequence(key, request, index, self.info, self.tokenizer, leader=first)
+            for index in range(1, request.num_rows)
         ]
         now = self.clock()
         try:
@@ -256,6 +258,8 @@ class Engine:
         row.num_computed += result.computed
         row.num_hurried += result.num_hurried
         events: list[Event] = []
+        if row.search is not None and row.search.hole is None:
+            events.append(self._lay_out(opened, tuple(row.search.lengths)))
         for changes in result.steps:
             row.apply(changes)
             self._count(committed_tokens=int(np.count_nonzero(changes.actions == _UNMASK)))
@@ -277,6 +281,15 @@ class Engine:
         if opened.num_done == len(opened.sequences):
             events.append(self._finish(row.key))
         return [(row.key, event) for event in events]
+
+    def _lay_out(self, opened: OpenRequest, lengths: tuple[int, ...]) -> LaidOut:
+        """Every row of the request begins, with the lengths that the first one has chosen."""
+        opened.request = laid_out(opened.request, lengths)
+        for row in opened.sequences:
+            row.lay_out(opened.request)
+            rule_of(row).begin(row)
+        opened.told = {row.index: Told(row) for row in opened.sequences}
+        return LaidOut(lengths)
 
     def _mark(self, opened: OpenRequest, row: Sequence, *, block_done: bool) -> None:
         """Notes the phases that one logical step has ended."""

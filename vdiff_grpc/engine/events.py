@@ -48,6 +48,13 @@ class UpdateKind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class LaidOut:
+    """The holes' lengths are chosen. Comes first, of requests that left some of them open."""
+
+    hole_lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepUpdate:
     """Changes to one output's canvas; parallel columns in the order of positions."""
 
@@ -144,4 +151,5 @@ class Failed:
     error: Exception
 
 
-Event = StepUpdate | CanvasSnapshot | Committed | Finished | Failed
+StreamEvent = StepUpdate | CanvasSnapshot | Committed | Finished | Failed
+Event = LaidOut | StreamEvent

@@ -97,7 +97,12 @@ class Hurry:
     def prepare(self, rows: Rows[Sequence], scheduler: Scheduler, now_ns: int) -> None:
         """Sets the haste of the rows of the next step."""
         self._head_rows = sum(len(row.masked_in_block()) for row in rows if not row.num_pages_now)
-        hurried = [row for row in rows if row.request.due_ns is not None]
+        # not before the lengths of its holes are chosen, nor when only its likelihood is wanted
+        hurried = [
+            row
+            for row in rows
+            if row.request.due_ns is not None and row.search is None and not row.finished
+        ]
         if not hurried:
             return
         # Who waits with a budget of its own has to be in time as well.

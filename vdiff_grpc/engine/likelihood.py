@@ -85,19 +85,19 @@ def score_of(row: Sequence) -> float | None:
 def begin_scoring(row: Sequence) -> None:
     """The row's answer is finished: its memory is now that of its score."""
     answer = _answer(row)
-    if row.attention is AttentionPattern.CAUSAL:
+    if row.info.attention is AttentionPattern.CAUSAL:
         least = np.finfo(np.float32).tiny
         logs = np.log(row.confidences[answer].clip(least).astype(np.float64))
         row.memory = Scoring(len(answer), [], float(logs.sum()))
         return
-    if row.attention is AttentionPattern.FULL:
+    if row.info.attention is AttentionPattern.FULL:
         row.policy = POLICIES[CacheKind.NONE]  # what is kept has seen other tokens
     row.memory = Scoring(len(answer), _passes(row, _drawn(row, answer)))
 
 
 def looks(row: Sequence, part: Ints, masks: list[Ints]) -> list[Look]:
     """part: positions of the answer that are scored together. masks: those of each look."""
-    if row.attention is AttentionPattern.BLOCK_CAUSAL:
+    if row.info.attention is AttentionPattern.BLOCK_CAUSAL:
         first = int(part[0])
         begin, end = first - first % row.attention_block, int(part[-1]) + 1
     else:  # what follows the answer is not there; frozen text is
@@ -123,7 +123,7 @@ def _answer(row: Sequence) -> Ints:
 def _drawn(row: Sequence, answer: Ints) -> list[Look]:
     """The looks at the answer, by the request's seed."""
     parts = [answer]
-    if row.attention is AttentionPattern.BLOCK_CAUSAL:
+    if row.info.attention is AttentionPattern.BLOCK_CAUSAL:
         numbers = answer // row.attention_block
         parts = np.split(answer, np.flatnonzero(np.diff(numbers)) + 1)
     count = min(NUM_LOOKS, max(map(len, parts)))
@@ -170,7 +170,7 @@ def _variant(row: Sequence, look: Look, number: int) -> Variant:
     ids[look.masked] = row.mask_token_id
     place = slice(look.begin, look.end)
     kept = None
-    in_blocks = row.attention is AttentionPattern.BLOCK_CAUSAL
+    in_blocks = row.info.attention is AttentionPattern.BLOCK_CAUSAL
     if in_blocks:  # what stands before is settled, and kept
         kept = Kept(row.leases[CANVAS], ((0, look.begin),), look.begin, 0)
     return Variant(

@@ -10,7 +10,7 @@ from vdiff_grpc.engine.events import Event, Output
 from vdiff_grpc.engine.likelihood import score_of
 from vdiff_grpc.engine.messages import Spent
 from vdiff_grpc.engine.sequence import Sequence, State
-from vdiff_grpc.engine.told import Told
+from vdiff_grpc.engine.told import Told, snapshot
 from vdiff_grpc.engine.types import Granularity, ResolvedRequest
 
 
@@ -58,7 +58,7 @@ class OpenRequest:
         if due and request.granularity is Granularity.STEPS:
             events += self.told[row.index].updates(row)
         elif due and request.granularity is Granularity.SNAPSHOTS:
-            events.append(row.snapshot())
+            events.append(snapshot(row))
         new = row.text.take_new()
         return events + list(new) if request.granularity is not Granularity.NONE else events
 
@@ -71,6 +71,6 @@ class OpenRequest:
                 updates = self.told[row.index].updates(row)
                 events += [dataclasses.replace(update, step=step) for update in updates]
             elif request.granularity is Granularity.SNAPSHOTS:
-                events.append(dataclasses.replace(row.snapshot(), step=step))
+                events.append(dataclasses.replace(snapshot(row), step=step))
         new = row.text.take_new()
         return events + list(new) if request.granularity is not Granularity.NONE else events

@@ -19,6 +19,7 @@ from vdiff_grpc.engine.types import (
 from vdiff_grpc.errors import FieldViolation, InvalidRequestError
 
 MAX_SEGMENTS = 256
+MAX_OPEN_LENGTHS = 16  # holes whose length is to be chosen
 
 
 class Violations:
@@ -44,7 +45,7 @@ def lay_out(
 ) -> tuple[list[int], list[Span]]:
     """The canvas (mask id in holes) and its spans.
 
-    num_new: positions to generate; a template's holes have their own lengths.
+    num_new: positions to generate; a template's holes have their own lengths, here the longest.
     What is wrong is added to `bad`, and the canvas is then of no use.
     """
     match prompt:
@@ -116,6 +117,13 @@ def _template(
     if len(segments) > MAX_SEGMENTS:
         bad.add(first, f"{first} has {len(segments)} segments; the limit is {MAX_SEGMENTS}")
         return [], []
+    open_lengths = sum(isinstance(s, Hole) and s.shortest < s.longest for s in segments)
+    if open_lengths > MAX_OPEN_LENGTHS:
+        bad.add(
+            first,
+            f"{first} has {open_lengths} holes whose length is to be chosen; the limit is "
+            f"{MAX_OPEN_LENGTHS}",
+        )
     canvas: list[int] = []
     spans: list[Span] = []
 
@@ -141,14 +149,9 @@ def _template(
             )
             return [], []
         if isinstance(segment, Hole):
-            if segment.length < 1 or segment.length > info.max_positions:
-                bad.add(
-                    f"{path}.hole.length",
-                    f"hole length ({segment.length}) is not in [1, {info.max_positions}]",
-                )
-                continue
-            canvas += [info.blank_id] * segment.length
-            spans.append(Span(SpanKind.HOLE, segment.length))
+            if _check_hole(segment, f"{path}.hole", info, bad):
+                canvas += [info.blank_id] * segment.longest
+                spans.append(Span(SpanKind.HOLE, segment.longest))
             continue
         if isinstance(segment, str):
             field = path if path in ("text", "suffix") else f"{path}.text"
@@ -163,6 +166,31 @@ def _template(
     if framed:
         give(info.suffix_ids)
     return canvas, spans
+
+
+def _check_hole(hole: Hole, path: str, info: ModelInfo, bad: Violations) -> bool:
+    """Whether the canvas can have it."""
+    least, most = hole.min_length, hole.max_length
+    if hole.length and (least, most) != (None, None):
+        what = f"hole length ({hole.length}) cannot be set with min_length or max_length"
+        bad.add(f"{path}.length", what)
+        return False
+    if least is not None and most is None:
+        bad.add(f"{path}.min_length", f"min_length ({least}) needs max_length")
+        return False
+    if not 1 <= hole.longest <= info.max_positions:
+        name, shown = ("length", "hole length") if most is None else ("max_length",) * 2
+        bad.add(f"{path}.{name}", f"{shown} ({hole.longest}) is not in [1, {info.max_positions}]")
+        return False
+    if least is not None and not 1 <= least <= hole.longest:
+        bad.add(f"{path}.min_length", f"min_length ({least}) is not in [1, {hole.longest}]")
+        return False
+    if hole.shortest < hole.longest and not info.supports_infill:
+        bad.add(
+            f"{path}.max_length",
+            f"the model {info.name} cannot choose a hole's length: it cannot see what follows",
+        )
+    return True
 
 
 def _encode_text(

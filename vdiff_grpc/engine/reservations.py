@@ -72,12 +72,12 @@ class Reservations:
 
     def _wanted(self, row: Sequence) -> dict[int, Pages]:
         """Streams that keep something, and where."""
-        wanted = {}
+        wanted, asked = {}, row.request.params  # also while the row still chooses lengths
         if row.policy.keeps:
             wanted[CANVAS] = self.pages
-            if row.is_guided:
+            if asked.cfg_scale > 0:
                 wanted[BLIND] = self.pages
-        if isinstance(row.params.strategy, AdaptiveParallel):
+        if isinstance(asked.strategy, AdaptiveParallel):
             wanted[AUXILIARY] = self.auxiliary
         return wanted
 

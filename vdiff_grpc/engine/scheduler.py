@@ -36,7 +36,8 @@ class Scheduler:
         self.reservations = reservations
         self.waiting = Waiting()
         self.running: list[Sequence] = []
-        # Rows that wait for a running one to read what they begin with; others pass.
+        # Rows that wait for a running one to read what they begin with, or to choose the lengths
+        # of their holes; others pass.
         self._following: list[Sequence] = []
         target = min(target_step_tokens or max_step_tokens, max_step_tokens)
         self._turns = Turns(target, max_step_tokens)
@@ -87,13 +88,12 @@ class Scheduler:
     def _admit(self, now_ns: int) -> None:
         """Whoever waits first and does not fit yet is waited for: nobody passes."""
         tokens = sum(row.num_step_tokens for row in self.running)
-        ready = [row for row in self._following if not self.reservations.follows(row)]
-        for row in ready:
+        for row in [row for row in self._following if not self._follows(row)]:
             self._following.remove(row)
             self.waiting.put_back(row, now_ns)
         while self.waiting:
             row = self.waiting.first(now_ns)
-            if self.reservations.follows(row):
+            if self._follows(row):
                 self._following.append(self.waiting.take(now_ns))
                 continue
             if not self._fits(row, tokens):
@@ -112,6 +112,10 @@ class Scheduler:
         ):
             return False
         return self.reservations.take(row)
+
+    def _follows(self, row: Sequence) -> bool:
+        chooses = row.leader is not None and row.leader.search is not None
+        return chooses or self.reservations.follows(row)
 
     def _share_prompts(self) -> None:
         """A page each in turn: a long prompt does not hold up a short one."""

@@ -13,14 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from vdiff_grpc.engine.blocks import mask_rule_of, split_blocks, split_steps, total_steps
+from vdiff_grpc.engine.blocks import (
+    mask_rule_of,
+    split_blocks,
+    split_steps,
+    total_steps,
+    without_end,
+)
 from vdiff_grpc.engine.caches.kinds import CacheKind, page_tokens
 from vdiff_grpc.engine.caches.pages import Lease
 from vdiff_grpc.engine.caches.policy import Part
 from vdiff_grpc.engine.caches.registry import POLICIES
 from vdiff_grpc.engine.caches.settled import page_part, whole_pages
-from vdiff_grpc.engine.columns import NO_HASTE, Action, Bools, Columns, Floats, Ints, Variant
-from vdiff_grpc.engine.events import CanvasSnapshot, FinishReason, Output, TopTokens
+from vdiff_grpc.engine.columns import NO_HASTE, Action, Columns, Floats, Ints, Variant
+from vdiff_grpc.engine.events import FinishReason, Output, TopTokens
+from vdiff_grpc.engine.lengths import LengthSearch, searching
 from vdiff_grpc.engine.text import TextEnd, TextStream
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import AttentionPattern, ModelInfo, ResolvedRequest, SpanKind
@@ -60,6 +67,7 @@ class Sequence:
     prompt_pages: those that are computed before the first step, by what stands in them.
     num_pages_now: how many of them the next step computes. read_in_step: when it last had some.
     step_in_block: logical steps taken in the active block.
+    search: while it chooses the lengths of its holes. leader: another output's row, which does.
     """
 
     def __init__(
@@ -69,16 +77,38 @@ class Sequence:
         index: int,
         info: ModelInfo,
         tokenizer: Tokenizer | None,
+        leader: Sequence | None = None,
     ) -> None:
         self.key = key
-        self.request = request
-        self.params = request.params
         self.index = index
         self.seed = request.seeds[index]
+        self.info = info
         self.mask_token_id = info.blank_id
         self.shift = info.shift
-        self.attention = info.attention
         self.mask_rule = mask_rule_of(info)
+        self.tokenizer = tokenizer
+        self.leader = leader
+        self.page_tokens = page_tokens(info.block_length)
+        self.leases: dict[int, Lease] = {}
+        self.num_pages_now = 0
+        self.read_in_step = 0
+        self.haste = NO_HASTE
+        self.num_hurried = 0
+        self.step = 0
+        self.forward_passes = 0
+        self.num_remasked = self.num_revised = 0
+        self.num_computed = self.num_shared = 0
+        self.first_commit_ns = 0
+        self.lay_out(request)
+
+    def lay_out(self, request: ResolvedRequest) -> None:
+        """Everything as it is before the first step; again when the holes' lengths are chosen."""
+        self.request = request
+        self.params = request.params
+        self.search: LengthSearch | None = None
+        if request.hole_ranges and self.leader is None:
+            self.search = LengthSearch(request)
+            self.params = searching(request.params)
         self.ids: Ints = np.array(request.canvas, dtype=np.int64)
         self.position_ids: Ints = np.arange(len(self.ids), dtype=np.int64)
         self.state = np.repeat(
@@ -89,39 +119,26 @@ class Sequence:
         self.confidences: Floats = np.zeros(len(self.ids), dtype=np.float32)
         self.commit_steps: Ints = np.zeros(len(self.ids), dtype=np.int64)
         self.top_tokens: dict[int, TopTokens] = {}
-        self.bans_end = self._positions_without_end()
+        self.bans_end = without_end(self.state == State.FROZEN, ignore_eos=self.params.ignore_eos)
         self.bans_any_end = bool(self.bans_end.any())
         self._masked: Ints | None = None
         hole_ends = np.cumsum([s.length for s in request.spans if s.kind is SpanKind.HOLE])
         ends = set(self.params.stop_token_ids)
         if not self.params.ignore_eos:
-            ends.update(info.end_token_ids)
-        self.tokenizer = tokenizer
+            ends.update(self.info.end_token_ids)
+        stops = self.params.stop_strings
         self.text = TextStream(
-            index, tokenizer, self.params.stop_strings, frozenset(ends), hole_ends.tolist()
+            self.index, self.tokenizer, stops, frozenset(ends), hole_ends.tolist()
         )
         self.memory: Any = None
-        self.step = 0
-        self.forward_passes = 0
-        self.num_remasked = 0
-        self.num_revised = 0
-        self.num_computed = 0
-        self.num_shared = 0
-        self.first_commit_ns = 0
-        self.haste = NO_HASTE
-        self.num_hurried = 0
-        self.blocks = split_blocks(self.generated, self.params.block_length, info)
+        self.blocks = split_blocks(self.generated, self.params.block_length, self.info)
         self.block_steps = split_steps(
             total_steps(self.params, len(self.generated)), [b.stop - b.start for b in self.blocks]
         )
         # a network that computes rows one by one keeps what it wants itself
-        own = info.attention is AttentionPattern.CANVAS
+        own = self.info.attention is AttentionPattern.CANVAS
         self.policy = POLICIES[CacheKind.NONE if own else self.params.cache]
         self.cache_refresh_steps = self.params.cache_refresh_steps
-        self.page_tokens = page_tokens(info.block_length)
-        self.leases: dict[int, Lease] = {}
-        self.num_pages_now = 0
-        self.read_in_step = 0
         self.prompt_pages: tuple[bytes, ...] = ()
         if self.policy.shares:
             prompt = self.ids[: self.generated[0]]
@@ -147,6 +164,8 @@ class Sequence:
     @property
     def num_step_tokens(self) -> int:
         """Most canvas tokens that the next step of this row computes, pages of its prompt aside."""
+        if self.search is not None:
+            return sum(map(self.search.num_tokens, self.search.batch()))
         length = self.policy.most(self, self.leases.get(CANVAS))
         tokens = self.params.strategy.step_tokens(length, self.block_length)
         return tokens * self.num_streams
@@ -288,16 +307,6 @@ class Sequence:
 
     # --- what is told ---------------------------------------------------------
 
-    def snapshot(self) -> CanvasSnapshot:
-        return CanvasSnapshot(
-            output_index=self.index,
-            step=self.step,
-            block=self.block,
-            forward_passes=self.forward_passes,
-            token_ids=tuple(self.ids.tolist()),
-            confidences=tuple(self.confidences.tolist()),
-        )
-
     def output(self) -> Output:
         """Once finished."""
         end = self.text.end
@@ -389,11 +398,3 @@ class Sequence:
             data = tuple(self.tokenizer.token_bytes(t) for t in ids) if self.tokenizer else ()
             logprobs = tuple(changes.top_logprobs[i, :count].tolist())
             self.top_tokens[position] = TopTokens(ids, logprobs, data)
-
-    def _positions_without_end(self) -> Bools:
-        """Where end tokens may not be drawn: everywhere on request, and before frozen text."""
-        if self.params.ignore_eos:
-            return np.ones(len(self.ids), dtype=np.bool_)
-        frozen = np.flatnonzero(self.state == State.FROZEN)
-        last = int(frozen[-1]) if len(frozen) else -1
-        return self.position_ids < last

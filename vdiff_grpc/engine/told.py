@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vdiff_grpc.engine.columns import Bools
-from vdiff_grpc.engine.events import StepUpdate, UpdateKind
+from vdiff_grpc.engine.events import CanvasSnapshot, StepUpdate, UpdateKind
 from vdiff_grpc.engine.sequence import Sequence, State
 
 
@@ -33,6 +33,17 @@ class Told:
         self._ids, self._filled = row.ids.copy(), filled
         updates = [_update(row, kind, where) for kind, where in found if where.any()]
         return updates or [_update(row, UpdateKind.UNMASK, np.zeros_like(filled))]
+
+
+def snapshot(row: Sequence) -> CanvasSnapshot:
+    return CanvasSnapshot(
+        output_index=row.index,
+        step=row.step,
+        block=row.block,
+        forward_passes=row.forward_passes,
+        token_ids=tuple(row.ids.tolist()),
+        confidences=tuple(row.confidences.tolist()),
+    )
 
 
 def _update(row: Sequence, kind: UpdateKind, where: Bools) -> StepUpdate:

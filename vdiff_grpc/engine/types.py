@@ -38,7 +38,19 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    length: int
+    """Of `length`, or of what the engine chooses from min_length (None: 1) to max_length."""
+
+    length: int = 0
+    min_length: int | None = None
+    max_length: int | None = None
+
+    @property
+    def shortest(self) -> int:
+        return self.length if self.max_length is None else self.min_length or 1
+
+    @property
+    def longest(self) -> int:
+        return self.length if self.max_length is None else self.max_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +165,8 @@ class ResolvedRequest:
     arrival_ns, deadline_ns: time.monotonic_ns(); one clock for all processes of a machine.
     priority: the smaller first. caller: among whom places and steps are shared.
     due_ns: when it should be answered, hurried if need be; the same clock.
+    hole_ranges: shortest and longest of each hole where some are still to be chosen; the canvas
+    then is the longest. search_tokens: that one step of the choice computes at most, or one canvas.
     """
 
     request_id: str
@@ -170,6 +184,8 @@ class ResolvedRequest:
     caller: str = ""
     due_ns: int | None = None
     return_trajectory: bool = False
+    hole_ranges: tuple[tuple[int, int], ...] = ()
+    search_tokens: int = 0
 
     @property
     def num_rows(self) -> int:

@@ -32,6 +32,7 @@ from vdiff_grpc.engine.types import (
     ChatPrompt,
     EngineConfig,
     EngineLimits,
+    Hole,
     InfillPrompt,
     ModelInfo,
     Prompt,
@@ -214,6 +215,7 @@ def resolve(
     check_trajectory(request, strategy, num_rows, num_new + surplus, block_length, steps, bad)
     bad.raise_if_any()
 
+    ranges = _hole_ranges(request.prompt)
     seed = secrets.randbits(53) if asked.seed is None else asked.seed
     arrival = time.monotonic_ns()
     return ResolvedRequest(
@@ -251,6 +253,8 @@ def resolve(
         priority=priority,
         due_ns=None if budget_ns is None else arrival + budget_ns,
         return_trajectory=request.return_trajectory,
+        hole_ranges=ranges,
+        search_tokens=min(limits.max_prompt_step_tokens, limits.max_step_tokens) if ranges else 0,
     )
 
 
@@ -354,6 +358,13 @@ def _check_sampling(
             f"{'is causal' if causal else 'has no mask token'}",
         )
     check_stops(asked, info, bad)
+
+
+def _hole_ranges(prompt: Prompt) -> tuple[tuple[int, int], ...]:
+    """Shortest and longest of each hole; none where nothing is to be chosen."""
+    segments = prompt.segments if isinstance(prompt, InfillPrompt) else ()
+    ranges = tuple((s.shortest, s.longest) for s in segments if isinstance(s, Hole))
+    return ranges if any(least < most for least, most in ranges) else ()
 
 
 def _only_block_length(info: ModelInfo) -> int | None:

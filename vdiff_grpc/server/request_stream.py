@@ -21,9 +21,11 @@ from vdiff_grpc.engine.events import (
     Event,
     Failed,
     Finished,
+    LaidOut,
     StepUpdate,
     Tokens,
 )
+from vdiff_grpc.engine.lengths import laid_out
 from vdiff_grpc.engine.types import ResolvedRequest
 
 
@@ -61,6 +63,8 @@ class RequestStream:
         if self.ended or self._closed:
             return
         self.ended = isinstance(event, Finished | Failed)
+        if isinstance(event, LaidOut):
+            self.request = laid_out(self.request, event.hole_lengths)
         if isinstance(event, StepUpdate | CanvasSnapshot):
             self._canvas(event.output_index).apply(event)
         if self._backlogs:
@@ -132,7 +136,10 @@ class RequestStream:
     def _put_back(self, event: Event) -> None:
         """Adds an event to its output's backlog. The request's end goes under -1: it comes last."""
         if isinstance(event, Finished | Failed):
-            self._backlogs[-1] = _Backlog(end=event)
+            self._backlogs[-1] = _Backlog(alone=event)
+            return
+        if isinstance(event, LaidOut):  # nothing came before it
+            self._backlogs[-2] = _Backlog(alone=event)
             return
         backlog = self._backlogs.setdefault(event.output_index, _Backlog())
         if isinstance(event, Committed):
@@ -152,7 +159,7 @@ class _Backlog:
 
     canvas: _Canvas | None = None  # set when it missed a change of the canvas
     committed: list[Committed] = field(default_factory=list)
-    end: Finished | Failed | None = None
+    alone: Finished | Failed | LaidOut | None = None  # of no output
 
     def events(self) -> list[Event]:
         # The canvas first: what is committed is filled there.
@@ -161,8 +168,8 @@ class _Backlog:
             _merged(hole_index, list(run))
             for hole_index, run in groupby(self.committed, lambda committed: committed.hole_index)
         )
-        if self.end is not None:
-            events.append(self.end)
+        if self.alone is not None:
+            events.append(self.alone)
         return events
 
 

@@ -54,8 +54,15 @@ class GenerationService(v1.GenerationServiceServicer):
             granularity, stride = requests.stream_options(request.options)
         info, tokenizer = self._engine.info, self._engine.tokenizer
         async with await self._submit(request.spec, call, granularity, stride) as stream:
-            yield replies.started(info, stream.request, tokenizer)
+            told = not stream.request.hole_ranges
+            if told:
+                yield replies.started(info, stream.request, tokenizer)
             async for event in stream:
+                if not told:  # the layout has been chosen, or never will be
+                    told = True
+                    yield replies.started(info, stream.request, tokenizer)
+                if isinstance(event, events.LaidOut):
+                    continue
                 if isinstance(event, events.Finished):
                     note(call, stream, event)
                 yield replies.stream_response(info, stream.request, event, tokenizer)

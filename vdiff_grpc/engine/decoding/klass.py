@@ -122,7 +122,7 @@ def _wanted(row: Sequence) -> Ints:
     if (
         not may_end
         or following == len(row.blocks)
-        or row.attention is not AttentionPattern.FULL  # later blocks are not computed
+        or row.info.attention is not AttentionPattern.FULL  # later blocks are not computed
     ):
         return masked
     return np.concatenate([masked, row.generated[row.blocks[following]]])

@@ -58,7 +58,7 @@ def started(
 def stream_response(
     info: types.ModelInfo,
     request: types.ResolvedRequest,
-    event: events.Event,
+    event: events.StreamEvent,
     tokenizer: Tokenizer | None,
 ) -> v1.StreamGenerateResponse:
     match event:

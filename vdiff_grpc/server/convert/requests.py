@@ -203,12 +203,20 @@ def _infill(
             case "token_ids":
                 parts.append(tuple(segment.token_ids.ids))
             case "hole":
-                parts.append(types.Hole(segment.hole.length))
+                parts.append(_hole(segment.hole))
             case _:
                 field = f"infill.segments[{index}]"
                 what = f"{field} is not set; it must be one of text, token_ids, hole"
                 violations.append(FieldViolation(field, what))
     return types.InfillPrompt(tuple(parts))
+
+
+def _hole(hole: v1.Hole) -> types.Hole:
+    return types.Hole(
+        hole.length,
+        hole.min_length if hole.HasField("min_length") else None,
+        hole.max_length if hole.HasField("max_length") else None,
+    )
 
 
 def _params(
