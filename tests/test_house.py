@@ -45,11 +45,11 @@ ONLY: dict[str, tuple[str, ...]] = {
 
 # Inside the engine: a file's rank; it imports what has a lower one, or stands in its own folder.
 ENGINE_ORDER = (
-    ("strategies", "exact", "caches", "kernels"),
+    ("strategies", "exact", "caches", "kernels", "constraints"),
     ("types", "events", "attention"),
     ("rng", "tokenizer", "messages", "columns", "pulse", "pace"),
     ("text", "models", "prompts", "blocks"),
-    ("strategy_checks", "cache_checks", "stop_checks", "sequence", "parallel"),
+    ("strategy_checks", "cache_checks", "stop_checks", "constraint_checks", "sequence", "parallel"),
     ("waiting", "turns"),
     ("validation", "decoding", "packing", "reservations", "told", "faults"),
     ("scheduler",),

@@ -16,6 +16,7 @@ import torch
 
 from vdiff_grpc.engine.assembly import assemble
 from vdiff_grpc.engine.columns import Action
+from vdiff_grpc.engine.constraint_checks import compiler_for
 from vdiff_grpc.engine.decoding.registry import rule_of
 from vdiff_grpc.engine.events import Event, Failed, Finished
 from vdiff_grpc.engine.messages import Ended, Mark, Spent, Timing
@@ -94,6 +95,7 @@ class Engine:
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
         model = model or parallel.load(config, self.info, on_lost)
+        self._compiler = compiler_for(self.info, self.tokenizer)
         self.runner, self.scheduler = assemble(
             config, self.info, self.limits, self.tokenizer, model, noise
         )
@@ -216,13 +218,17 @@ class Engine:
         Raises InvalidRequestError, QueueFullError, DeadlineError or EngineFaultError.
         """
         key = uuid.uuid4().int
-        self.add(key, resolve(request, self.info, self.limits, self.tokenizer))
+        self.add(key, self.resolve(request))
         while True:
             for owner, event in self.step():
                 if owner == key and isinstance(event, Finished):
                     return event
                 if owner == key and isinstance(event, Failed):
                     raise event.error
+
+    def resolve(self, request: Request) -> ResolvedRequest:
+        """Validates. Raises InvalidRequestError."""
+        return resolve(request, self.info, self.limits, self.tokenizer, self._compiler)
 
     def warm_up(self) -> None:
         """Runs the shapes that a first user would otherwise pay for."""

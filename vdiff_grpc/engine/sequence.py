@@ -99,6 +99,7 @@ class Sequence:
         self.text = TextStream(
             index, tokenizer, self.params.stop_strings, frozenset(ends), hole_ends.tolist()
         )
+        self.text.is_whole = bool(request.constraints) and not request.is_template
         self.memory: Any = None
         self.step = 0
         self.forward_passes = 0

@@ -9,6 +9,8 @@ import enum
 from dataclasses import dataclass
 
 from vdiff_grpc.engine.caches.kinds import CacheKind
+from vdiff_grpc.engine.constraints.automaton import HoleConstraint
+from vdiff_grpc.engine.constraints.kinds import Constraint
 from vdiff_grpc.engine.strategies import FixedSchedule, Strategy
 
 # --- what a caller asks -----------------------------------------------------
@@ -39,6 +41,7 @@ class ChatPrompt:
 @dataclass(frozen=True, slots=True)
 class Hole:
     length: int
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,7 @@ class Request:
     stride: int = 1
     partial_on_deadline: bool = False
     priority: int | None = None
+    constraint: Constraint | None = None
 
 
 # --- what the engine is given -----------------------------------------------
@@ -142,6 +146,7 @@ class ResolvedRequest:
     is_template: the caller gave text after a hole, or holes: each hole's text is told.
     arrival_ns, deadline_ns: time.monotonic_ns(); one clock for all processes of a machine.
     priority: the smaller first. caller: among whom places and steps are shared.
+    constraints: of holes, at most one each, in their order.
     """
 
     request_id: str
@@ -157,6 +162,7 @@ class ResolvedRequest:
     partial_on_deadline: bool = False
     priority: int = 0
     caller: str = ""
+    constraints: tuple[HoleConstraint, ...] = ()
 
     @property
     def num_prompt_tokens(self) -> int:

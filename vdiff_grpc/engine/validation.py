@@ -12,6 +12,14 @@ import time
 from typing import Any, TypeVar
 
 from vdiff_grpc.engine.cache_checks import cache_tokens, check_room, resolve_cache
+from vdiff_grpc.engine.constraint_checks import (
+    check_kind,
+    compiler_for,
+    resolve_constraints,
+    wanted,
+)
+from vdiff_grpc.engine.constraints.automaton import HoleConstraint
+from vdiff_grpc.engine.constraints.compiler import Compiler
 from vdiff_grpc.engine.prompts import Violations, lay_out
 from vdiff_grpc.engine.stop_checks import check_stop_ids, check_stops
 from vdiff_grpc.engine.strategies import AdaptiveParallel, FixedSchedule, Strategy
@@ -119,10 +127,16 @@ def defaults(info: ModelInfo, limits: EngineLimits) -> SamplingParams:
 
 
 def resolve(
-    request: Request, info: ModelInfo, limits: EngineLimits, tokenizer: Tokenizer | None
+    request: Request,
+    info: ModelInfo,
+    limits: EngineLimits,
+    tokenizer: Tokenizer | None,
+    compiler: Compiler | None = None,
 ) -> ResolvedRequest:
-    """Checks every field and fills in the defaults. May take milliseconds: not for an event loop.
+    """Checks every field and fills in the defaults. May take milliseconds, with a new constraint
+    seconds: not for an event loop.
 
+    compiler: of constraints, which keeps what it has built; none: one for this request.
     Raises InvalidRequestError.
     """
     bad = Violations()
@@ -144,8 +158,11 @@ def resolve(
             f"max_new_tokens ({asked.max_new_tokens}) cannot be set with infill: "
             "its holes have their lengths",
         )
-    wanted = base.max_new_tokens if asked.max_new_tokens is None else asked.max_new_tokens
-    new_tokens = min(max(wanted, 1), limits.max_new_tokens)
+    constraints = wanted(request, bad)
+    for field, _ in constraints.values():
+        check_kind(field, request, strategy, info, tokenizer, bad)
+    num_asked = base.max_new_tokens if asked.max_new_tokens is None else asked.max_new_tokens
+    new_tokens = min(max(num_asked, 1), limits.max_new_tokens)
     canvas, spans = lay_out(request.prompt, info, tokenizer, new_tokens, bad)
     bad.raise_if_any()
 
@@ -200,6 +217,12 @@ def resolve(
     num_blocks = -(-(num_new + surplus) // block_length)
     steps = resolve_steps(asked.steps, strategy, num_new, num_blocks, limits, bad)
     bad.raise_if_any()
+    ignore_eos = _or(asked.ignore_eos, base.ignore_eos)
+    held: tuple[HoleConstraint, ...] = ()
+    if constraints:
+        compiler = compiler or compiler_for(info, tokenizer)
+        held = resolve_constraints(constraints, spans, ignore_eos, compiler, bad)
+        bad.raise_if_any()
 
     seed = secrets.randbits(53) if asked.seed is None else asked.seed
     arrival = time.monotonic_ns()
@@ -216,7 +239,7 @@ def resolve(
             n=n,
             stop_strings=asked.stop_strings,
             stop_token_ids=asked.stop_token_ids,
-            ignore_eos=_or(asked.ignore_eos, base.ignore_eos),
+            ignore_eos=ignore_eos,
             block_length=block_length,
             steps=steps,
             cfg_scale=cfg_scale,
@@ -234,6 +257,7 @@ def resolve(
         deadline_ns=arrival + int(limits.max_request_time_s * 1e9),
         partial_on_deadline=request.partial_on_deadline,
         priority=priority,
+        constraints=held,
     )
 
 

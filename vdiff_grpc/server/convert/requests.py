@@ -16,6 +16,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from vdiff_grpc import v1, vllm
 from vdiff_grpc.engine import types
 from vdiff_grpc.engine.caches.kinds import CacheKind
+from vdiff_grpc.engine.constraints import kinds as constraints
 from vdiff_grpc.errors import FieldViolation, InvalidRequestError
 from vdiff_grpc.server.convert.strategies import strategy_of
 
@@ -113,11 +114,12 @@ def request_of(
         else:
             violations.append(FieldViolation("suffix", "suffix needs the input to be text"))
     params = _params(spec.sampling, spec.diffusion, violations)
+    constraint = _constraint(spec, "constraint", violations)
     if violations or prompt is None:
         raise InvalidRequestError(violations)
     partial = spec.partial_on_deadline
     priority = spec.priority if spec.HasField("priority") else None
-    return types.Request(prompt, params, name, granularity, stride, partial, priority)
+    return types.Request(prompt, params, name, granularity, stride, partial, priority, constraint)
 
 
 def prompt_of(request: v1.CountTokensRequest) -> types.Prompt:
@@ -192,12 +194,32 @@ def _infill(
             case "token_ids":
                 parts.append(tuple(segment.token_ids.ids))
             case "hole":
-                parts.append(types.Hole(segment.hole.length))
+                path = f"infill.segments[{index}].hole.constraint"
+                constraint = _constraint(segment.hole, path, violations)
+                parts.append(types.Hole(segment.hole.length, constraint))
             case _:
                 field = f"infill.segments[{index}]"
                 what = f"{field} is not set; it must be one of text, token_ids, hole"
                 violations.append(FieldViolation(field, what))
     return types.InfillPrompt(tuple(parts))
+
+
+def _constraint(
+    message: v1.GenerationSpec | v1.Hole, path: str, violations: list[FieldViolation]
+) -> constraints.Constraint | None:
+    if not message.HasField("constraint"):
+        return None
+    asked = message.constraint
+    match asked.WhichOneof("kind"):
+        case "regex":
+            return constraints.RegexConstraint(asked.regex)
+        case "choice":
+            return constraints.ChoiceConstraint(tuple(asked.choice.options))
+        case "json_schema":
+            return constraints.JsonSchemaConstraint(asked.json_schema)
+    what = f"{path} is not set; it must be one of regex, choice, json_schema"
+    violations.append(FieldViolation(path, what))
+    return None
 
 
 def _params(
