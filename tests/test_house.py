@@ -45,11 +45,19 @@ ONLY: dict[str, tuple[str, ...]] = {
 
 # Inside the engine: a file's rank; it imports what has a lower one, or stands in its own folder.
 ENGINE_ORDER = (
-    ("strategies", "exact", "caches", "kernels"),
+    ("strategies", "exact", "caches", "kernels", "constraints"),
     ("types", "events", "attention"),
     ("rng", "tokenizer", "messages", "columns", "pulse", "pace", "step_times"),
     ("text", "models", "prompts", "blocks", "lengths"),
-    ("strategy_checks", "cache_checks", "stop_checks", "answer_checks", "sequence", "parallel"),
+    (
+        "strategy_checks",
+        "cache_checks",
+        "stop_checks",
+        "answer_checks",
+        "constraint_checks",
+        "sequence",
+        "parallel",
+    ),
     ("waiting", "turns", "likelihood"),
     ("validation", "decoding", "packing", "reservations", "told", "faults"),
     ("scheduler", "opened"),

@@ -15,6 +15,7 @@ import torch
 
 from vdiff_grpc.engine.assembly import assemble
 from vdiff_grpc.engine.columns import Action
+from vdiff_grpc.engine.constraint_checks import compiler_for
 from vdiff_grpc.engine.decoding.registry import rule_of
 from vdiff_grpc.engine.events import Event, Failed, Finished, LaidOut
 from vdiff_grpc.engine.hurry import Hurry, outcome
@@ -84,6 +85,7 @@ class Engine:
         )
         self.limits = limits_for(config, self.info)
         self.tokenizer = Tokenizer.load(config.model_path)
+        self._compiler = compiler_for(self.info, self.tokenizer)
         loaded = model or parallel.load(config, self.info, on_lost)
         try:
             self.runner, self.scheduler = assemble(
@@ -224,13 +226,17 @@ class Engine:
         Raises InvalidRequestError, QueueFullError, DeadlineError or EngineFaultError.
         """
         key = uuid.uuid4().int
-        self.add(key, resolve(request, self.info, self.limits, self.tokenizer))
+        self.add(key, self.resolve(request))
         while True:
             for owner, event in self.step():
                 if owner == key and isinstance(event, Finished):
                     return event
                 if owner == key and isinstance(event, Failed):
                     raise event.error
+
+    def resolve(self, request: Request) -> ResolvedRequest:
+        """Validates. Raises InvalidRequestError."""
+        return resolve(request, self.info, self.limits, self.tokenizer, self._compiler)
 
     def warm_up(self) -> None:
         """Runs the shapes that a first user would otherwise pay for."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.columns import NO_HASTE, Action, Columns, Ints, Variant
+from vdiff_grpc.engine.decoding.constrained import Constrainer
 from vdiff_grpc.engine.decoding.hurry import hasten
 from vdiff_grpc.engine.decoding.registry import ORDER, rule_of
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
@@ -26,6 +27,7 @@ from vdiff_grpc.engine.decoding.stages import (
     guide_,
     normaliser,
     normaliser_and_entropy,
+    perturbed,
 )
 from vdiff_grpc.engine.models.loader import LoadedModel
 from vdiff_grpc.engine.models.row_model import RowModel
@@ -70,6 +72,7 @@ class Runner:
         self.fill = fill or Fill()
         self.noise: Noise = noise or CounterNoise()
         self.auxiliary = auxiliary
+        self._constrainer = Constrainer(model.device)
         self._filler_id = info.mask_token_id or 0
         self._vocab_size = info.vocab_size
         self._banned_ids = self._to_device(np.array(sorted(banned_ids), dtype=np.int64))
@@ -184,6 +187,10 @@ class Runner:
         else:
             log_sums = normaliser(logits, banned)
         tokens = draw(logits, self._sampling(packed), self.noise)
+        if any(s.request.constraints for s in packed.sequences):
+            self._constrainer.draw_(
+                packed, lambda lines: self._scores(packed, logits, lines), tokens
+            )
         likelihood = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
         confidence = (likelihood - log_sums).exp_()
         candidates = Candidates(
@@ -199,6 +206,13 @@ class Runner:
             entropy=None if entropies is None else entropies[:count],
         )
         return candidates, rows
+
+    def _scores(self, packed: PackedStep, logits: Tensor, lines: Ints) -> Tensor:
+        """[n, vocab_size] of candidates of one row, whose highest a draw takes."""
+        sampling = self._sampling(packed, lines)
+        if sampling is None:
+            return logits[self._to_device(lines)]
+        return perturbed(logits, sampling, self.noise)
 
     def _score(self, packed: PackedStep, part: Candidates, begin: int, end: int) -> Candidates:
         """With the auxiliary model's opinion of a slice of candidates, and their noise."""
@@ -232,10 +246,13 @@ class Runner:
             self._to_device(scales[packed.guided].astype(np.float32)),
         )
 
-    def _sampling(self, packed: PackedStep) -> Sampling | None:
+    def _sampling(self, packed: PackedStep, lines: Ints | None = None) -> Sampling | None:
+        """Of all candidates, or of some."""
         params = [s.params for s in packed.sequences]
         temperature = packed.of_candidates(self._temperatures(packed))
         drawn = np.flatnonzero(temperature > 0)
+        if lines is not None:
+            drawn = np.intersect1d(drawn, lines)
         if not len(drawn):
             return None
         top_k = packed.of_candidates([p.top_k for p in params])[drawn]

@@ -130,6 +130,7 @@ class Sequence:
         self.text = TextStream(
             self.index, self.tokenizer, stops, frozenset(ends), hole_ends.tolist()
         )
+        self.text.is_whole = bool(request.constraints) and not request.is_template
         self.memory: Any = None
         self.blocks = split_blocks(self.generated, self.params.block_length, self.info)
         self.block_steps = split_steps(
@@ -385,9 +386,8 @@ class Sequence:
         window = self.params.suffix_window
         if window is None:
             return len(self.ids)
-        given = np.flatnonzero(self.state != State.MASKED)
-        last = int(given[-1]) if len(given) else -1
-        return min(len(self.ids), max(int(self.block_positions()[-1]) + window, last) + 1)
+        last = np.flatnonzero(self.state != State.MASKED)[-1:].max(initial=-1)
+        return min(len(self.ids), max(int(self.block_positions()[-1]) + window, int(last)) + 1)
 
     def _keep_top(self, changes: Columns) -> None:
         assert changes.top_ids is not None

@@ -9,6 +9,8 @@ import enum
 from dataclasses import dataclass
 
 from vdiff_grpc.engine.caches.kinds import CacheKind
+from vdiff_grpc.engine.constraints.automaton import HoleConstraint
+from vdiff_grpc.engine.constraints.kinds import Constraint
 from vdiff_grpc.engine.strategies import FixedSchedule, Strategy
 
 # --- what a caller asks -----------------------------------------------------
@@ -43,6 +45,7 @@ class Hole:
     length: int = 0
     min_length: int | None = None
     max_length: int | None = None
+    constraint: Constraint | None = None
 
     @property
     def shortest(self) -> int:
@@ -113,6 +116,7 @@ class Request:
     latency_budget_ns: int | None = None
     budget_is_optional: bool = False  # the operator's: what cannot be hurried goes without
     return_trajectory: bool = False
+    constraint: Constraint | None = None
 
 
 # --- what the engine is given -----------------------------------------------
@@ -167,6 +171,7 @@ class ResolvedRequest:
     due_ns: when it should be answered, hurried if need be; the same clock.
     hole_ranges: shortest and longest of each hole where some are still to be chosen; the canvas
     then is the longest. search_tokens: that one step of the choice computes at most, or one canvas.
+    constraints: of holes, at most one each, in their order.
     """
 
     request_id: str
@@ -186,6 +191,7 @@ class ResolvedRequest:
     return_trajectory: bool = False
     hole_ranges: tuple[tuple[int, int], ...] = ()
     search_tokens: int = 0
+    constraints: tuple[HoleConstraint, ...] = ()
 
     @property
     def num_rows(self) -> int:

@@ -14,6 +14,20 @@ from typing import Any, TypeVar
 from vdiff_grpc.engine.answer_checks import check_best_of, check_trajectory
 from vdiff_grpc.engine.cache_checks import cache_tokens, check_room, check_window, resolve_cache
 from vdiff_grpc.engine.caches.kinds import CacheKind, page_tokens
+from vdiff_grpc.engine.constraint_checks import (
+    check_kind,
+    compiler_for,
+    resolve_constraints,
+    wanted,
+)
+from vdiff_grpc.engine.constraints.automaton import HoleConstraint
+from vdiff_grpc.engine.constraints.compiler import Compiler
+from vdiff_grpc.engine.layout_checks import (
+    check_beginning,
+    hole_ranges,
+    prompt_field,
+    surplus,
+)
 from vdiff_grpc.engine.prompts import Violations, lay_out
 from vdiff_grpc.engine.stop_checks import check_stop_ids, check_stops
 from vdiff_grpc.engine.strategies import AdaptiveParallel, FixedSchedule, Strategy
@@ -29,10 +43,8 @@ from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
     MAX_TOP_LOGPROBS,
     AttentionPattern,
-    ChatPrompt,
     EngineConfig,
     EngineLimits,
-    Hole,
     InfillPrompt,
     ModelInfo,
     Prompt,
@@ -43,7 +55,6 @@ from vdiff_grpc.engine.types import (
     Span,
     SpanKind,
     TextPrompt,
-    TokensPrompt,
 )
 from vdiff_grpc.errors import CheckpointError
 
@@ -123,10 +134,16 @@ def defaults(info: ModelInfo, limits: EngineLimits) -> SamplingParams:
 
 
 def resolve(
-    request: Request, info: ModelInfo, limits: EngineLimits, tokenizer: Tokenizer | None
+    request: Request,
+    info: ModelInfo,
+    limits: EngineLimits,
+    tokenizer: Tokenizer | None,
+    compiler: Compiler | None = None,
 ) -> ResolvedRequest:
-    """Checks every field and fills in the defaults. May take milliseconds: not for an event loop.
+    """Checks every field and fills in the defaults. May take milliseconds, with a new constraint
+    seconds: not for an event loop.
 
+    compiler: of constraints, which keeps what it has built; none: one for this request.
     Raises InvalidRequestError.
     """
     bad = Violations()
@@ -148,8 +165,16 @@ def resolve(
             f"max_new_tokens ({asked.max_new_tokens}) cannot be set with infill: "
             "its holes have their lengths",
         )
-    wanted = base.max_new_tokens if asked.max_new_tokens is None else asked.max_new_tokens
-    new_tokens = min(max(wanted, 1), limits.max_new_tokens)
+    constraints = wanted(request, bad)
+    if constraints and hole_ranges(request.prompt):
+        bad.add(
+            "infill.segments",
+            "a constraint cannot be used beside holes whose length is still to be chosen",
+        )
+    for field, _ in constraints.values():
+        check_kind(field, request, strategy, info, tokenizer, bad)
+    num_asked = base.max_new_tokens if asked.max_new_tokens is None else asked.max_new_tokens
+    new_tokens = min(max(num_asked, 1), limits.max_new_tokens)
     canvas, spans = lay_out(request.prompt, info, tokenizer, new_tokens, bad)
     bad.raise_if_any()
 
@@ -161,7 +186,7 @@ def resolve(
     if num_new > room:
         if room < 1 and not infill:
             bad.add(
-                _prompt_field(request.prompt),
+                prompt_field(request.prompt),
                 f"the prompt ({given} tokens) leaves no room to generate within the model's "
                 f"limit ({limits.max_canvas_tokens})",
             )
@@ -175,15 +200,15 @@ def resolve(
         # the default gives way to a long prompt
         canvas, spans = lay_out(request.prompt, info, tokenizer, room, bad)
         num_new = room
-    _check_beginning(request.prompt, spans, strategy, info, bad)
+    check_beginning(request.prompt, spans, strategy, info, bad)
     num_holes = sum(span.kind is SpanKind.HOLE for span in spans)
     if num_holes > 1 and (asked.stop_strings or asked.stop_token_ids):
         bad.add("sampling.stop", f"stop cannot be used with several holes ({num_holes})")
 
-    surplus = _surplus(info, given, num_new)
-    if surplus:
-        canvas = [*canvas, *[info.blank_id] * surplus]
-        spans = [*spans, Span(SpanKind.SURPLUS, surplus)]
+    more = surplus(info, given, num_new)
+    if more:
+        canvas = [*canvas, *[info.blank_id] * more]
+        spans = [*spans, Span(SpanKind.SURPLUS, more)]
 
     n = _or(asked.n, base.n)
     check_best_of(request, n, info, limits, bad)
@@ -208,14 +233,20 @@ def resolve(
             f"model's limit ({info.auxiliary_positions})",
         )
     # counted from the end: a block-causal model's first block may be given in part
-    num_blocks = -(-(num_new + surplus) // block_length)
+    num_blocks = -(-(num_new + more) // block_length)
     steps = resolve_steps(asked.steps, strategy, num_new, num_blocks, limits, bad)
     budget_ns = resolve_budget(request, strategy, limits, info, bad)
     bad.raise_if_any()
-    check_trajectory(request, strategy, num_rows, num_new + surplus, block_length, steps, bad)
+    check_trajectory(request, strategy, num_rows, num_new + more, block_length, steps, bad)
     bad.raise_if_any()
+    ignore_eos = _or(asked.ignore_eos, base.ignore_eos)
+    held: tuple[HoleConstraint, ...] = ()
+    if constraints:
+        compiler = compiler or compiler_for(info, tokenizer)
+        held = resolve_constraints(constraints, spans, ignore_eos, compiler, bad)
+        bad.raise_if_any()
 
-    ranges = _hole_ranges(request.prompt)
+    ranges = hole_ranges(request.prompt)
     seed = secrets.randbits(53) if asked.seed is None else asked.seed
     arrival = time.monotonic_ns()
     return ResolvedRequest(
@@ -231,7 +262,7 @@ def resolve(
             n=n,
             stop_strings=asked.stop_strings,
             stop_token_ids=asked.stop_token_ids,
-            ignore_eos=_or(asked.ignore_eos, base.ignore_eos),
+            ignore_eos=ignore_eos,
             block_length=block_length,
             steps=steps,
             cfg_scale=cfg_scale,
@@ -255,6 +286,7 @@ def resolve(
         return_trajectory=request.return_trajectory,
         hole_ranges=ranges,
         search_tokens=min(limits.max_prompt_step_tokens, limits.max_step_tokens) if ranges else 0,
+        constraints=held,
     )
 
 
@@ -289,18 +321,6 @@ def _wanted(asked: RequestParams, info: ModelInfo) -> Strategy | None:
 
 def _or(value: _T | None, default: _T) -> _T:
     return default if value is None else value
-
-
-def _prompt_field(prompt: Prompt) -> str:
-    match prompt:
-        case TextPrompt():
-            return "text"
-        case TokensPrompt():
-            return "token_ids.ids"
-        case ChatPrompt():
-            return "chat.messages"
-        case InfillPrompt():
-            return "infill.segments"
 
 
 def _check_sampling(
@@ -360,32 +380,6 @@ def _check_sampling(
     check_stops(asked, info, bad)
 
 
-def _hole_ranges(prompt: Prompt) -> tuple[tuple[int, int], ...]:
-    """Shortest and longest of each hole; none where nothing is to be chosen."""
-    segments = prompt.segments if isinstance(prompt, InfillPrompt) else ()
-    ranges = tuple((s.shortest, s.longest) for s in segments if isinstance(s, Hole))
-    return ranges if any(least < most for least, most in ranges) else ()
-
-
 def _only_block_length(info: ModelInfo) -> int | None:
     """The one block length that the model's attention leaves; None when any will do."""
     return 1 if info.attention is AttentionPattern.CAUSAL else info.block_length
-
-
-def _check_beginning(
-    prompt: Prompt, spans: list[Span], strategy: Strategy, info: ModelInfo, bad: Violations
-) -> None:
-    """What looks back to predict has nothing to look at before position 0."""
-    needs_one = info.attention in (AttentionPattern.CAUSAL, AttentionPattern.CANVAS)
-    if spans[0].kind is SpanKind.HOLE and (needs_one or isinstance(strategy, AdaptiveParallel)):
-        who = f"the model {info.name}" if needs_one else strategy.NAME
-        bad.add(
-            _prompt_field(prompt), f"{who} needs at least 1 token before the first hole, got none"
-        )
-
-
-def _surplus(info: ModelInfo, given: int, num_new: int) -> int:
-    """Positions beyond the answer that complete its last block."""
-    if info.attention is AttentionPattern.CANVAS:  # its blocks begin where the prompt ends
-        return -num_new % (info.block_length or 1)
-    return -(given + num_new) % (info.block_length or 1)

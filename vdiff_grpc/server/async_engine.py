@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from vdiff_grpc.engine import validation
+from vdiff_grpc.engine.constraint_checks import is_constrained
 from vdiff_grpc.engine.messages import StepReport, Timing
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
@@ -84,6 +85,7 @@ class AsyncEngine:
         self._former = Statistics()  # of engines that have ended
         self._present = Statistics()
         self._validators = ThreadPoolExecutor(2, "validate")
+        self._builders = ThreadPoolExecutor(2, "constrain")
 
     # --- life ---------------------------------------------------------------
 
@@ -116,6 +118,7 @@ class AsyncEngine:
         # An engine that still loads would not look at its commands in that time.
         await self._supervisor.stop(timeout_s if self.state is EngineState.READY else 0.0)
         self._validators.shutdown(wait=False, cancel_futures=True)
+        self._builders.shutdown(wait=False, cancel_futures=True)
 
     # --- what it is ---------------------------------------------------------
 
@@ -202,7 +205,7 @@ class AsyncEngine:
         self._num_encoding += 1
         try:
             return await self._in_thread(
-                validation.encode_prompt, prompt, model.info, model.tokenizer
+                self._validators, validation.encode_prompt, prompt, model.info, model.tokenizer
             )
         finally:
             self._num_encoding -= 1
@@ -226,9 +229,10 @@ class AsyncEngine:
 
     async def _resolve(self, request: Request) -> ResolvedRequest:
         model = self._known_model()
-        return await self._in_thread(
-            validation.resolve, request, model.info, model.limits, model.tokenizer
-        )
+        # a new constraint may take seconds: then only others with one wait behind it
+        pool = self._builders if is_constrained(request) else self._validators
+        known = (model.info, model.limits, model.tokenizer, model.compiler)
+        return await self._in_thread(pool, validation.resolve, request, *known)
 
     def _stepped(self, report: StepReport) -> None:
         self._present = report.statistics
@@ -247,6 +251,8 @@ class AsyncEngine:
         self._present = Statistics()
         self.runs.lost(lost, self._supervisor.retry_after_s)
 
-    async def _in_thread(self, function: Callable[..., _T], *arguments: object) -> _T:
+    async def _in_thread(
+        self, pool: ThreadPoolExecutor, function: Callable[..., _T], *arguments: object
+    ) -> _T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._validators, function, *arguments)
+        return await loop.run_in_executor(pool, function, *arguments)

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from vdiff_grpc.engine import validation
+from vdiff_grpc.engine.constraint_checks import compiler_for
+from vdiff_grpc.engine.constraints.compiler import Compiler
 from vdiff_grpc.engine.models import registry
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
@@ -19,12 +21,13 @@ from vdiff_grpc.engine.types import (
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """defaults: what a request gets that says nothing, but for its seed."""
+    """defaults: what a request gets that says nothing, but for its seed. compiler: of constraints."""
 
     info: ModelInfo
     limits: EngineLimits
     tokenizer: Tokenizer | None
     defaults: SamplingParams
+    compiler: Compiler
 
     @classmethod
     def read(cls, config: EngineConfig) -> ServedModel:
@@ -33,7 +36,8 @@ class ServedModel:
         info = registry.describe(config.model_path, name, config.aux_model_path)
         limits = validation.limits_for(config, info)
         tokenizer = Tokenizer.load(config.model_path)
-        return cls(info, limits, tokenizer, validation.defaults(info, limits))
+        defaults = validation.defaults(info, limits)
+        return cls(info, limits, tokenizer, defaults, compiler_for(info, tokenizer))
 
 
 def total(one: Statistics, other: Statistics) -> Statistics:

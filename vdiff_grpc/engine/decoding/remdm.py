@@ -126,7 +126,8 @@ def _loop_chances(strategy: Remdm, t: float, dt: float) -> Chances:
 
 def _parameters(row: Sequence) -> list[float]:
     if _is_last(row):
-        return [1.0, 0.0, 0.0, 1.0]
+        # what is drawn for a constraint stays: the most likely token may not be allowed
+        return [1.0, 0.0, 0.0, not row.request.constraints]
     strategy = strategy_of(row, Remdm)
     given = chances(strategy, row.step_in_block, row.steps_in_block)
     return [given.fill, given.sigma, strategy.mode is RemdmMode.CONF, 0.0]

@@ -107,12 +107,17 @@ def draw(logits: Tensor, sampling: Sampling | None, noise: Noise) -> Tensor:
     if sampling is None:
         return tokens
     for part in _parts(sampling, tile_rows(logits)):
-        scaled = logits[part.rows].div_(part.temperature.unsqueeze(1))
-        if part.filtered:
-            _filter_(scaled, part.top_k, part.top_p)
-        scaled -= noise.token_exponentials(part.noise, logits.shape[1], logits.device).log_()
-        tokens[part.rows] = most_likely(scaled)
+        tokens[part.rows] = most_likely(_perturbed(logits, part, noise, -torch.inf))
     return tokens
+
+
+def perturbed(logits: Tensor, sampling: Sampling, noise: Noise) -> Tensor:
+    """[num_sampled, vocab_size] the scores whose highest a draw takes.
+
+    What top-k and top-p leave out is only far below all else: it may be all that is allowed.
+    """
+    parts = _parts(sampling, tile_rows(logits))
+    return torch.cat([_perturbed(logits, part, noise, -_FAR) for part in parts])
 
 
 def most_likely(logits: Tensor) -> Tensor:
@@ -195,12 +200,21 @@ def _parts(sampling: Sampling, size: int) -> Iterator[Sampling]:
         )
 
 
-def _filter_(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> None:
+def _perturbed(logits: Tensor, part: Sampling, noise: Noise, below: float) -> Tensor:
+    """below: added to what top-k and top-p leave out."""
+    scaled = logits[part.rows].div_(part.temperature.unsqueeze(1))
+    if part.filtered:
+        _filter_(scaled, part.top_k, part.top_p, below)
+    scaled -= noise.token_exponentials(part.noise, logits.shape[1], logits.device).log_()
+    return scaled
+
+
+def _filter_(scaled: Tensor, top_k: Tensor, top_p: Tensor, below: float = -torch.inf) -> None:
     """In place. Sorting is dear: rows without top-k and top-p are left out of it."""
     rows = torch.nonzero((top_k > 0) | (top_p < 1)).squeeze(1)
     kept = scaled[rows]
     out = _filtered_out(kept, top_k[rows], top_p[rows])
-    scaled[rows] = kept.masked_fill_(out, -torch.inf)
+    scaled[rows] = torch.where(out, kept + below, kept)
 
 
 def _filtered_out(scaled: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

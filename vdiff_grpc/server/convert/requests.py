@@ -16,6 +16,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from vdiff_grpc import v1, vllm
 from vdiff_grpc.engine import types
 from vdiff_grpc.engine.caches.kinds import CacheKind
+from vdiff_grpc.engine.constraints import kinds as constraints
 from vdiff_grpc.errors import FieldViolation, InvalidRequestError
 from vdiff_grpc.server.convert.strategies import strategy_of
 
@@ -113,6 +114,7 @@ def request_of(
         else:
             violations.append(FieldViolation("suffix", "suffix needs the input to be text"))
     params = _params(spec.sampling, spec.diffusion, violations)
+    constraint = _constraint(spec, "constraint", violations)
     if violations or prompt is None:
         raise InvalidRequestError(violations)
     partial = spec.partial_on_deadline
@@ -128,6 +130,7 @@ def request_of(
         priority,
         budget_ns,
         return_trajectory=spec.return_trajectory,
+        constraint=constraint,
     )
 
 
@@ -203,7 +206,9 @@ def _infill(
             case "token_ids":
                 parts.append(tuple(segment.token_ids.ids))
             case "hole":
-                parts.append(_hole(segment.hole))
+                path = f"infill.segments[{index}].hole.constraint"
+                constraint = _constraint(segment.hole, path, violations)
+                parts.append(_hole(segment.hole, constraint))
             case _:
                 field = f"infill.segments[{index}]"
                 what = f"{field} is not set; it must be one of text, token_ids, hole"
@@ -211,12 +216,31 @@ def _infill(
     return types.InfillPrompt(tuple(parts))
 
 
-def _hole(hole: v1.Hole) -> types.Hole:
+def _hole(hole: v1.Hole, constraint: constraints.Constraint | None) -> types.Hole:
     return types.Hole(
         hole.length,
         hole.min_length if hole.HasField("min_length") else None,
         hole.max_length if hole.HasField("max_length") else None,
+        constraint,
     )
+
+
+def _constraint(
+    message: v1.GenerationSpec | v1.Hole, path: str, violations: list[FieldViolation]
+) -> constraints.Constraint | None:
+    if not message.HasField("constraint"):
+        return None
+    asked = message.constraint
+    match asked.WhichOneof("kind"):
+        case "regex":
+            return constraints.RegexConstraint(asked.regex)
+        case "choice":
+            return constraints.ChoiceConstraint(tuple(asked.choice.options))
+        case "json_schema":
+            return constraints.JsonSchemaConstraint(asked.json_schema)
+    what = f"{path} is not set; it must be one of regex, choice, json_schema"
+    violations.append(FieldViolation(path, what))
+    return None
 
 
 def _params(

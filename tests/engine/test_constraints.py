@@ -1,0 +1,431 @@
+"""Constraints on a model that knows nothing: whatever is valid, the algorithm alone has made so."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from tests.engine.spelled import spelled_checkpoint
+from tests.engine.tools import GOLDEN, LogitsRecorder, add, finished, run_all, tiny_engine
+from vdiff_grpc.engine.caches.kinds import CacheKind
+from vdiff_grpc.engine.constraints import compiler
+from vdiff_grpc.engine.constraints.compiler import Compiler
+from vdiff_grpc.engine.constraints.kinds import (
+    ChoiceConstraint,
+    Constraint,
+    ConstraintError,
+    JsonSchemaConstraint,
+    RegexConstraint,
+)
+from vdiff_grpc.engine.constraints.regex_process import compile_regex
+from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.events import FinishReason, Output
+from vdiff_grpc.engine.strategies import (
+    STRATEGIES,
+    AdaptiveConfidence,
+    AdaptiveParallel,
+    ConfidenceThreshold,
+    DreamSchedule,
+    DynamicThreshold,
+    Editing,
+    EntropyBound,
+    Factor,
+    FixedSchedule,
+    FreeDave,
+    Klass,
+    LeftToRight,
+    LocalLeap,
+    Remasking,
+    Remdm,
+    Strategy,
+    UniformNoise,
+    Wino,
+)
+from vdiff_grpc.engine.types import (
+    Granularity,
+    Hole,
+    InfillPrompt,
+    Request,
+    RequestParams,
+    TokensPrompt,
+)
+from vdiff_grpc.errors import InvalidRequestError
+
+ABLE: tuple[Strategy, ...] = (
+    FixedSchedule(),
+    FixedSchedule(Remasking.RANDOM),
+    ConfidenceThreshold(0.2),
+    DreamSchedule(),
+    DynamicThreshold(0.2),
+    EntropyBound(3.0),
+    Factor(2.0),
+    Klass(0.1, 0.5),
+    LocalLeap(0.2, 0.1),
+    Wino(0.1, 0.3),
+    Remdm(eta=0.3),
+    AdaptiveConfidence(0.1),
+    LeftToRight(),
+)
+REFUSING: tuple[Strategy, ...] = (Editing(), FreeDave(), AdaptiveParallel(), UniformNoise())
+PROMPT = TokensPrompt((3, 4, 5))
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return tiny_engine(spelled_checkpoint(tmp_path_factory.mktemp("spelled")))
+
+
+def test_every_strategy_is_constrained_or_refused() -> None:
+    assert {type(s) for s in ABLE + REFUSING} == set(STRATEGIES.values())
+
+
+# --- what is drawn at random ---------------------------------------------------
+
+
+def random_regex(rng: random.Random, depth: int = 3) -> str:
+    if depth == 0 or rng.random() < 0.25:
+        return rng.choice(["a", "b", "[0-9]", "[a-z]", "yes", "no", "abc", " ", "é", "[^a]", "42"])
+    parts = [random_regex(rng, depth - 1) for _ in range(rng.randint(1, 3))]
+    match rng.randrange(4):
+        case 0:
+            return "(?:" + "|".join(parts) + ")"
+        case 1:
+            return f"(?:{parts[0]})" + rng.choice(["*", "+", "?", "{2}", "{1,3}", "*?"])
+        case _:
+            return "".join(parts)
+
+
+def random_schema(rng: random.Random, depth: int = 2) -> dict[str, Any]:
+    if depth == 0 or rng.random() < 0.4:
+        return rng.choice(
+            [
+                {"type": "integer", "minimum": rng.randint(-20, 5), "maximum": rng.randint(6, 99)},
+                {"type": "number", "minimum": 0, "exclusiveMaximum": 2},
+                {"type": "string", "maxLength": rng.randint(1, 4)},
+                {"type": "string", "pattern": "^[a-c]{1,3}$"},
+                {"enum": ["yes", "no", 42, None]},
+                {"const": "abc"},
+                {"type": ["boolean", "null"]},
+            ]
+        )
+    match rng.randrange(3):
+        case 0:
+            names = rng.sample(["name", "age", "id", "ab"], rng.randint(1, 2))
+            return {
+                "type": "object",
+                "properties": {name: random_schema(rng, depth - 1) for name in names},
+                "required": [name for name in names if rng.random() < 0.5],
+                "additionalProperties": False,
+            }
+        case 1:
+            low = rng.randint(0, 1)
+            item = random_schema(rng, depth - 1)
+            return {"type": "array", "items": item, "minItems": low, "maxItems": low + 1}
+        case _:
+            return {"anyOf": [random_schema(rng, depth - 1) for _ in range(2)]}
+
+
+def random_constraint(rng: random.Random) -> Constraint:
+    match rng.randrange(4):
+        case 0 | 1:
+            return RegexConstraint(random_regex(rng))
+        case 2:
+            words = ["yes", "no", "abc", "a.b", "é", "42}", "name", "(x"]
+            return ChoiceConstraint(tuple(rng.sample(words, rng.randint(1, 4))))
+        case _:
+            return JsonSchemaConstraint(json.dumps(random_schema(rng)))
+
+
+def is_valid(text: str, constraint: Constraint) -> bool:
+    match constraint:
+        case RegexConstraint(pattern):
+            return re.fullmatch(pattern, text) is not None
+        case ChoiceConstraint(options):
+            return text in options
+        case JsonSchemaConstraint(schema):
+            jsonschema.validate(json.loads(text), json.loads(schema))
+            return True
+
+
+def random_params(rng: random.Random, strategy: Strategy) -> RequestParams:
+    length = rng.choice([12, 30, 60])
+    block = rng.choice([1, 3, 8, 32])
+    blocks = -(-length // block)
+    return RequestParams(
+        max_new_tokens=length,
+        block_length=block,
+        steps=rng.randint(blocks, length) if strategy.HAS_STEPS else None,
+        temperature=rng.choice([0.0, 0.7, 1.5]),
+        top_k=rng.choice([0, 0, 2]),
+        top_p=rng.choice([1.0, 0.3]),
+        cfg_scale=rng.choice([0.0, 0.0, 1.5]),
+        ignore_eos=rng.random() < 0.1,
+        seed=rng.randrange(2**53),
+        n=rng.choice([1, 1, 2]),
+        strategy=strategy,
+    )
+
+
+def check_random(engine: Engine, seed: int, count: int) -> int:
+    """Requests at random in each other's company; every answer valid. Returns how many had one."""
+    rng = random.Random(seed)
+    asked: dict[int, Constraint] = {}
+    num_answered = 0
+    for key in range(count):
+        constraint = random_constraint(rng)
+        strategy = ABLE[key % len(ABLE)]
+        request = Request(PROMPT, random_params(rng, strategy), constraint=constraint)
+        try:
+            engine.add(key, engine.resolve(request))
+        except InvalidRequestError as error:
+            if re.search("tokens|cannot write", str(error)):
+                continue  # it does not fit
+            raise
+        asked[key] = constraint
+        if len(asked) == 16:
+            num_answered += check_answers(engine, asked)
+            asked.clear()
+    return num_answered + check_answers(engine, asked)
+
+
+def check_answers(engine: Engine, asked: dict[int, Constraint]) -> int:
+    for key, events in run_all(engine).items():
+        for output in finished(events).outputs:
+            assert is_valid(output.text, asked[key]), (asked[key], output.text)
+            assert output.finish_reason is FinishReason.STOP
+    return len(asked)
+
+
+# --- validity --------------------------------------------------------------------
+
+
+def test_every_answer_is_valid(engine: Engine) -> None:
+    assert check_random(engine, seed=1, count=39) > 26
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_thousands_of_answers_are_valid(engine: Engine, seed: int) -> None:
+    assert check_random(engine, seed=seed, count=400) > 200
+
+
+@pytest.mark.parametrize("model", ["sdar", "llada2", "dream", "causal"])
+def test_every_kind_of_attention_gives_valid_answers(model: str, tmp_path: Path) -> None:
+    engine = tiny_engine(spelled(model, tmp_path))
+    constraint = RegexConstraint("(?:[a-c]{2}, )+(?:yes|no)")
+    for strategy in engine.info.strategies:
+        chosen = next((s for s in ABLE if strategy == s.NAME), None)
+        if chosen is None:
+            continue
+        params = RequestParams(max_new_tokens=21, temperature=1.0, seed=3, strategy=chosen)
+        output = engine.generate(Request(PROMPT, params, constraint=constraint)).outputs[0]
+        assert is_valid(output.text, constraint), (strategy, output.text)
+
+
+def spelled(model: str, folder: Path) -> Path:
+    source = GOLDEN / f"tiny-{model}"
+    config = json.loads((source / "config.json").read_text())
+    known = tiny_engine(source).info
+    end = known.end_token_ids[0]
+    mask = config["vocab_size"] - 1 if known.mask_token_id is None else known.mask_token_id
+    return spelled_checkpoint(folder, source, end, mask)
+
+
+@pytest.mark.parametrize("kind", [CacheKind.PREFIX, CacheKind.DUAL])
+def test_with_an_approximate_cache_answers_are_valid(engine: Engine, kind: CacheKind) -> None:
+    params = RequestParams(max_new_tokens=24, block_length=5, seed=1, temperature=1.0, cache=kind)
+    constraint = RegexConstraint("(?:[a-c]{2}, )+(?:yes|no)")
+    output = engine.generate(Request(PROMPT, params, constraint=constraint)).outputs[0]
+    assert is_valid(output.text, constraint)
+
+
+def test_a_hole_between_given_text_is_filled_exactly(engine: Engine) -> None:
+    number, word = RegexConstraint("[0-9]+"), ChoiceConstraint(("abcno", "yesage"))
+    prompt = InfillPrompt(((1, 2), Hole(5, number), (3,), Hole(2, word), (4,), Hole(3), (5,)))
+    for seed in range(5):
+        params = RequestParams(temperature=1.0, seed=seed, block_length=4)
+        output = engine.generate(Request(prompt, params)).outputs[0]
+        digits, chosen, rest = output.hole_texts
+        assert re.fullmatch("[0-9]{5,}", digits)
+        assert chosen in word.options
+        assert rest
+
+
+def test_the_most_likely_valid_answer_is_found(engine: Engine) -> None:
+    """All at once at temperature 0: the product of probabilities is the highest there is."""
+    words = ("yesno", "abc42", "noage", "42abc")
+    params = RequestParams(
+        max_new_tokens=2, seed=0, ignore_eos=True, strategy=ConfidenceThreshold(1e-9)
+    )
+    recorder = LogitsRecorder.install(engine)
+    add(engine, 0, Request(PROMPT, params, constraint=ChoiceConstraint(words)))
+    output = finished(run_all(engine)[0]).outputs[0]
+    logits = recorder.logits[0, 0][0].numpy()
+    assert engine.tokenizer is not None
+    ids = {engine.tokenizer.token_bytes(i).decode(): i for i in range(60) if i != 95}
+
+    def likelihood(word: str) -> float:
+        splits = [(word[:at], word[at:]) for at in range(1, len(word))]
+        pairs = [(ids[a], ids[b]) for a, b in splits if a in ids and b in ids]
+        return max(float(logits[0, a] + logits[1, b]) for a, b in pairs)
+
+    assert output.text == max(words, key=likelihood)
+
+
+def test_a_constrained_row_is_the_same_in_company(engine: Engine) -> None:
+    rng = random.Random(4)
+    requests = []
+    for number, strategy in enumerate(ABLE * 2):
+        constraint = RegexConstraint("(?:[a-c]{2}, |[0-9])+") if number % 3 else None
+        params = random_params(rng, strategy)
+        requests.append(
+            Request(PROMPT, params, granularity=Granularity.STEPS, constraint=constraint)
+        )
+    recorder = LogitsRecorder.install(engine)
+    alone: dict[int, list[Output]] = {}
+    for key, request in enumerate(requests):
+        engine.add(key, engine.resolve(request))
+        alone[key] = list(finished(run_all(engine)[key]).outputs)
+    logits, recorder.logits = dict(recorder.logits), type(recorder.logits)(list)
+    for key, request in enumerate(requests):
+        engine.add(key, engine.resolve(request))
+        engine.step()
+    together = run_all(engine)
+    for key, outputs in alone.items():
+        assert list(finished(together[key]).outputs) == outputs
+    for row, steps in logits.items():
+        again = recorder.logits[row]
+        assert len(steps) == len(again)
+        assert all(np.array_equal(a, b) for a, b in zip(steps, again, strict=True))
+
+
+# --- refusals, before any forward pass ---------------------------------------------
+
+
+def refusal(engine: Engine, request: Request) -> dict[str, str]:
+    before = engine.statistics
+    with pytest.raises(InvalidRequestError) as caught:
+        engine.resolve(request)
+    assert engine.statistics == before
+    return {v.field: v.description for v in caught.value.violations}
+
+
+def constrained(constraint: Constraint, **params: Any) -> Request:
+    return Request(PROMPT, RequestParams(max_new_tokens=8, **params), constraint=constraint)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "field", "why"),
+    [
+        (RegexConstraint("("), "constraint.regex", "cannot be built"),
+        (RegexConstraint(")|(?:"), "constraint.regex", "cannot be built"),
+        (RegexConstraint("a(?=b)"), "constraint.regex", "cannot be built"),
+        (RegexConstraint("(?:a|^b)c"), "constraint.regex", "anchors"),
+        (RegexConstraint("a\0"), "constraint.regex", "NUL"),
+        (RegexConstraint("[a&&b]"), "constraint.regex", "no text satisfies it"),
+        (RegexConstraint("a" * 40000), "constraint.regex", "the limit is 32768"),
+        (RegexConstraint("[a-c]{99}"), "constraint.regex", "more than there are (8)"),
+        (RegexConstraint("Ω"), "constraint.regex", "cannot write"),
+        (RegexConstraint("(?:a{1,100}){1,90}"), "constraint.regex", "states"),
+        (ChoiceConstraint(()), "constraint.choice.options", "0 options"),
+        (ChoiceConstraint(("a", "")), "constraint.choice.options[1]", "empty"),
+        (JsonSchemaConstraint("{"), "constraint.json_schema", "no JSON"),
+        (
+            JsonSchemaConstraint('{"properties":{"a":{"items":{"not":{}}}}}'),
+            "constraint.json_schema.properties.a.items.not",
+            "not supported",
+        ),
+        (
+            JsonSchemaConstraint('{"$defs":{"t":{"items":{"$ref":"#/$defs/t"}}},"$ref":"#/$defs/t"}'),
+            "constraint.json_schema.$ref.items.$ref",
+            "refers to itself",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_by_its_field(
+    engine: Engine, constraint: Constraint, field: str, why: str
+) -> None:
+    found = refusal(engine, constrained(constraint))
+    assert why in found[field], found
+
+
+def test_what_stands_beside_a_constraint_is_refused(engine: Engine) -> None:
+    yes = ChoiceConstraint(("yes",))
+    for strategy in (Editing(), FreeDave()):
+        assert strategy.NAME in refusal(engine, constrained(yes, strategy=strategy))["constraint"]
+    assert "sampling.stop" in refusal(engine, constrained(yes, stop_strings=("a",)))
+    infill = InfillPrompt(((1,), Hole(2), (2,)))
+    assert "constraint" in refusal(engine, Request(infill, constraint=yes))
+    exact = refusal(engine, constrained(yes, ignore_eos=True))
+    assert "exactly 8 tokens" in exact["constraint.choice"]
+    open_before = InfillPrompt(((1,), Hole(2), Hole(4, yes)))
+    assert (
+        "right before"
+        in refusal(engine, Request(open_before))["infill.segments[2].hole.constraint"]
+    )
+    assert "no tokenizer" in refusal(tiny_engine(), constrained(yes))["constraint"]
+
+
+def test_a_hostile_regex_ends_in_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "BUILD_S", 0.5)
+    found = refusal(engine, constrained(RegexConstraint("(a{1,100}){1,100}")))
+    assert "more than 0.5 s" in found["constraint.regex"]
+
+
+def test_built_automata_are_kept_within_bounds(engine: Engine) -> None:
+    def vocabulary() -> Any:
+        return engine._compiler._make()
+
+    kept = Compiler(vocabulary, max_bytes=1)
+    first = kept.build(ChoiceConstraint(("yes",)))
+    assert kept.build(ChoiceConstraint(("yes",))) is first
+    kept.build(ChoiceConstraint(("no",)))
+    assert kept.build(ChoiceConstraint(("yes",))) is not first
+
+
+# --- the automata -------------------------------------------------------------------
+
+
+def matches(pattern: str, text: str) -> bool:
+    table, accepting = compile_regex(pattern)
+    state = 0
+    for byte in text.encode():
+        state = int(table[state, byte]) if state >= 0 else -1
+    return state >= 0 and bool(accepting[state])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [("a|ab", "ab"), ("a*?b?", "aab"), ("a??", "a"), ("(?:|no)", "no"), ('[^"]*', "é€😀")],
+)
+def test_the_whole_text_matches_whatever_a_search_would_prefer(pattern: str, text: str) -> None:
+    assert matches(pattern, text)
+    assert re.fullmatch(pattern, text)
+    assert not matches(pattern, text + '"')
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_limits_of_numbers_are_kept_to_the_last_digit(seed: int) -> None:
+    rng = random.Random(seed)
+    low, high = sorted((rng.randint(-1200, 1200), rng.randint(-1200, 1200)))
+    keywords = rng.choice([("minimum", "maximum"), ("exclusiveMinimum", "exclusiveMaximum")])
+    limits = dict(zip(keywords, (low, high), strict=True))
+    for kind, step in (("integer", 1.0), ("number", 0.5)):
+        schema = {"type": kind, **limits}
+        try:
+            pattern = compiler.regex_of(JsonSchemaConstraint(json.dumps(schema)))
+        except ConstraintError:
+            assert high - low <= 2
+            continue
+        for value in np.arange(low - 3, high + 3, step).tolist():
+            text = f"{value:g}"
+            is_in = low <= value <= high and not (keywords[0][0] == "e" and value in (low, high))
+            assert matches(pattern, text) == is_in, (schema, text)

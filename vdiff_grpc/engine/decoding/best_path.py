@@ -1,0 +1,69 @@
+"""The best way through an automaton that what stands on the canvas leaves open.
+
+Positions are decided in any order, and each alone may be allowed while together they are not. So the
+best whole path is searched (Viterbi), and what is filled lies on it: after every step what stands
+there is a part of a valid answer, whichever positions a rule has chosen.
+Source: DINGO, arXiv:2505.23061. Knows no rows and no tensors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from vdiff_grpc.engine.constraints.automaton import Bools, Ints, TokenAutomaton
+
+Doubles = npt.NDArray[np.float64]
+
+
+def best_path(
+    automaton: TokenAutomaton,
+    start: int,
+    ends: Bools,
+    fixed: Ints,
+    scores: npt.NDArray[np.float32],
+) -> Ints:
+    """[length] the class of each position's token on the best path; ties go to lower numbers.
+
+    ends: [num_states] where the path may end. fixed: [length] the class of the token that stands
+    there, or -1. scores: [length, num_classes] of the best token of each class; finite.
+    """
+    length, num_states = len(fixed), automaton.num_states
+    by_set = np.maximum.reduceat(scores[:, automaton.members], automaton.member_starts, axis=1)
+    bounds = np.flatnonzero(np.diff(automaton.targets, prepend=-1))
+    reached = automaton.targets[bounds]
+    sizes = np.diff(bounds, append=len(automaton.targets))
+    best = np.full(num_states, -np.inf)
+    best[start] = 0.0
+    came: list[Ints] = []  # the pair by which each state is reached best
+    for position in range(length):
+        pairs = np.full(num_states, -1, dtype=np.int32)
+        following = np.full(num_states, -np.inf)
+        if fixed[position] >= 0:
+            for state in np.flatnonzero(best > -np.inf).tolist():
+                target = int(automaton.table[state, fixed[position]])
+                if target >= 0 and best[state] > following[target]:
+                    following[target], pairs[target] = best[state], state
+        else:
+            reaching = best[automaton.sources] + by_set[position, automaton.sets]
+            highest = np.maximum.reduceat(reaching, bounds)
+            first = np.where(
+                reaching == np.repeat(highest, sizes), np.arange(len(reaching)), 1 << 30
+            )
+            following[reached] = highest
+            pairs[reached] = np.minimum.reduceat(first, bounds)
+        best = following
+        came.append(pairs)
+    state = int(np.where(ends, best, -np.inf).argmax())
+    assert ends[state], "what stands on the canvas is part of an answer"
+    assert best[state] > -np.inf, "what stands on the canvas is part of an answer"
+    classes = np.array(fixed, dtype=np.int32)
+    for position in reversed(range(length)):
+        pair = int(came[position][state])
+        if fixed[position] >= 0:
+            state = pair
+            continue
+        members = automaton.set_classes(int(automaton.sets[pair]))
+        classes[position] = members[scores[position, members].argmax()]
+        state = int(automaton.sources[pair])
+    return classes
