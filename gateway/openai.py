@@ -305,7 +305,7 @@ class ChatRequest(GenerationFields, kw_only=True):
         only(
             {
                 "anyOf": [
-                    {"type": "array", "items": {"const": "text"}},
+                    {"type": "array", "items": {"const": "text"}, "maxItems": 1},
                     {"type": "null"},
                 ]
             },
