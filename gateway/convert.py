@@ -291,6 +291,8 @@ def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpe
         spec.partial_on_deadline = request.partial_on_deadline
     if request.priority is not None:
         spec.priority = request.priority
+    if request.latency_budget_ms is not None:
+        spec.latency_budget.FromMilliseconds(request.latency_budget_ms)
     return spec
 
 
@@ -304,6 +306,8 @@ def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
         return prompt + path.removeprefix("token_ids").removeprefix(".ids")
     if path.startswith(("text", "input", "chat")):
         return prompt
+    if path == "latency_budget":
+        return "latency_budget_ms"
     if path in ("model", "suffix", "priority"):
         return path
     if path.startswith("sampling.stop"):

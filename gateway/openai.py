@@ -123,6 +123,13 @@ class CommonFields(Struct, kw_only=True):
             "that only with a key that may.",
         ),
     ] = None
+    latency_budget_ms: Annotated[
+        Annotated[int, Meta(ge=1, le=2**31 - 1)] | None,
+        Meta(
+            description="Milliseconds in which the answer should be complete, waiting included: if "
+            "need be more is filled in a step than the strategy would. Default: never hurried."
+        ),
+    ] = None
     diffusing: Annotated[
         bool | None,
         Meta(
@@ -145,7 +152,6 @@ class CommonFields(Struct, kw_only=True):
     frequency_penalty: Annotated[Any, only({"enum": [0, None]}, "Not supported other than 0.")] = (
         None
     )
-    latency_budget_ms: Annotated[Any, only({"type": "null"}, "Not supported.")] = None
 
 
 class GenerationFields(CommonFields, kw_only=True):

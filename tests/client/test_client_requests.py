@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from vdiff_grpc import v1
 from vdiff_grpc.client import build_spec, confidence_threshold, fixed_schedule, hole
@@ -46,6 +47,7 @@ def test_every_parameter_reaches_its_field() -> None:
         cache="dual",
         cache_refresh_steps=9,
         priority=-4,
+        latency_budget_s=1.5,
     )
     assert spec == v1.GenerationSpec(
         text="a",
@@ -72,6 +74,7 @@ def test_every_parameter_reaches_its_field() -> None:
             cache_refresh_steps=9,
         ),
         priority=-4,
+        latency_budget=Duration(seconds=1, nanos=500_000_000),
     )
 
 

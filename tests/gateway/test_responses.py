@@ -249,7 +249,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n": 2}, "n"),
     ({"diffusing": True}, "diffusing"),
     ({"presence_penalty": 1}, "presence_penalty"),
-    ({"latency_budget_ms": 5}, "latency_budget_ms"),
+    ({"latency_budget_ms": 1.5}, "latency_budget_ms"),
     ({"metadata": {"a": 1}}, "metadata"),
     ({"metadata": {"a": "x" * 513}}, "metadata"),
     ({"metadata": {"a" * 65: "x"}}, "metadata"),
