@@ -154,8 +154,8 @@ def replay(curve: StepCurve, load: float, count: int, seed: int) -> list[Asked]:
     for one in mixed:
         if rng.random() < 1 / 20:
             is_burst = not is_burst
-        # as long in one as in the other: requests come at the wanted mean
-        now += rng.expovariate(rate * (5 / 3 if is_burst else 1 / 3 / 0.714))
+        # as many requests in the one as in the other: 1 / (5/3) + 1 / (5/7) = 2
+        now += rng.expovariate(rate * (5 / 3 if is_burst else 5 / 7))
         alone_s = (one.num_tokens + 1) * curve(1)
         asked.append(dataclasses.replace(one, at_s=now, budget_s=BUDGET * alone_s))
     scale = (count / rate) / now  # exactly the load

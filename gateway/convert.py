@@ -311,6 +311,8 @@ def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpe
         spec.priority = request.priority
     if request.return_trajectory is not None:
         spec.return_trajectory = request.return_trajectory
+    if request.latency_budget_ms is not None:
+        spec.latency_budget.FromMilliseconds(request.latency_budget_ms)
     return spec
 
 
@@ -324,6 +326,8 @@ def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
         return prompt + path.removeprefix("token_ids").removeprefix(".ids")
     if path.startswith(("text", "input", "chat")):
         return prompt
+    if path == "latency_budget":
+        return "latency_budget_ms"
     if path in ("model", "suffix", "priority", "return_trajectory"):
         return path
     if path.startswith("infill"):  # a gap whose length is to be chosen

@@ -127,6 +127,13 @@ class CommonFields(Struct, kw_only=True):
             "that only with a key that may.",
         ),
     ] = None
+    latency_budget_ms: Annotated[
+        Annotated[int, Meta(ge=1, le=2**31 - 1)] | None,
+        Meta(
+            description="Milliseconds in which the answer should be complete, waiting included: if "
+            "need be more is filled in a step than the strategy would. Default: never hurried."
+        ),
+    ] = None
     diffusing: Annotated[
         bool | None,
         Meta(
@@ -158,7 +165,6 @@ class CommonFields(Struct, kw_only=True):
         None
     )
     best_of: Annotated[Any, only({"enum": [1, None]}, "Not here: see /v1/completions.")] = None
-    latency_budget_ms: Annotated[Any, only({"type": "null"}, "Not supported.")] = None
 
 
 class GenerationFields(CommonFields, kw_only=True):

@@ -40,7 +40,6 @@ _COMMON: tuple[_Rule, ...] = (
     ("logit_bias", _one_of({}, None), "logit_bias is not supported"),
     ("presence_penalty", _ZERO, "presence_penalty is not supported other than 0"),
     ("frequency_penalty", _ZERO, "frequency_penalty is not supported other than 0"),
-    ("latency_budget_ms", _ABSENT, "latency_budget_ms is not supported"),
 )
 _FORMAT: tuple[_Rule, ...] = (
     (

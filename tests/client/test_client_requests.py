@@ -7,6 +7,7 @@ from typing import get_args
 
 import msgspec
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from gateway.convert import CACHES
 from gateway.openai import CommonFields
@@ -61,6 +62,7 @@ def test_every_parameter_reaches_its_field() -> None:
         cache_refresh_steps=9,
         suffix_window=5,
         priority=-4,
+        latency_budget_s=1.5,
     )
     assert spec == v1.GenerationSpec(
         text="a",
@@ -88,6 +90,7 @@ def test_every_parameter_reaches_its_field() -> None:
             suffix_window=5,
         ),
         priority=-4,
+        latency_budget=Duration(seconds=1, nanos=500_000_000),
     )
 
 

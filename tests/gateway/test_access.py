@@ -116,7 +116,7 @@ async def test_a_key_file_that_cannot_be_honoured_is_named_at_the_start(tmp_path
             path.unlink()
         with pytest.raises(KeyFileError, match=words):
             await Gateway.start(GatewayConfig(port=0, api_keys=str(path)))
-    for setting in ("tokens_per_minute", "min_priority"):
+    for setting in ("tokens_per_minute", "min_priority", "latency_budget_s"):
         keys.save(path, [KeyEntry("web", (keys.digest(KEY),), **{setting: 5})])
         with pytest.raises(KeyFileError, match=f"{setting} of 'web'"):
             await Gateway.start(GatewayConfig(port=0, api_keys=str(path)))

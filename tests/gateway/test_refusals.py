@@ -33,7 +33,8 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"frequency_penalty": -1}, "frequency_penalty"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"response_format": "text"}, "response_format"),
-    ({"latency_budget_ms": 100}, "latency_budget_ms"),
+    ({"latency_budget_ms": 0}, "latency_budget_ms"),
+    ({"latency_budget_ms": 100, "strategy": "wino"}, "latency_budget_ms"),
     ({"stream": True, "return_trajectory": True}, "return_trajectory"),
     # wrong types and ranges
     ({"max_tokens": "many"}, "max_tokens"),

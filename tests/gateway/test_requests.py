@@ -56,6 +56,24 @@ def test_a_request_without_a_fit_id_gets_a_new_one(http: httpx.Client, given: st
     assert ids[0] != ids[1]
 
 
+def test_a_latency_budget_reaches_the_server_which_hurries(
+    client: openai.OpenAI, demo: RunningServer
+) -> None:
+    def forward_passes(**body: int) -> int:
+        before = demo.statistics().forward_passes
+        client.completions.create(
+            model="demo",
+            prompt="x",
+            max_tokens=24,
+            seed=1,
+            extra_body={"ignore_eos": True, "steps": 24, **body},
+        )
+        return demo.statistics().forward_passes - before
+
+    assert forward_passes(latency_budget_ms=1) == 1
+    assert forward_passes(latency_budget_ms=60_000) == forward_passes() == 24
+
+
 def test_a_priority_reaches_the_server_which_decides(client: openai.OpenAI) -> None:
     def ask(priority: int) -> str:
         reply = client.completions.create(

@@ -251,7 +251,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"return_trajectory": True}, "return_trajectory"),
     ({"best_of": 2}, "best_of"),
     ({"presence_penalty": 1}, "presence_penalty"),
-    ({"latency_budget_ms": 5}, "latency_budget_ms"),
+    ({"latency_budget_ms": 1.5}, "latency_budget_ms"),
     ({"metadata": {"a": 1}}, "metadata"),
     ({"metadata": {"a": "x" * 513}}, "metadata"),
     ({"metadata": {"a" * 65: "x"}}, "metadata"),

@@ -71,6 +71,7 @@ class SpecFields(InputFields, total=False):
     partial_on_deadline: bool | None  # the canvas as it stands, in place of TimedOutError
     priority: int | None  # among those that wait; the smaller goes first
     return_trajectory: bool | None  # not in streams
+    latency_budget_s: float | None  # in which the answer should be complete, hurried if need be
 
 
 def hole(
@@ -110,6 +111,7 @@ def build_spec(
     partial_on_deadline: bool | None = None,
     priority: int | None = None,
     return_trajectory: bool | None = None,
+    latency_budget_s: float | None = None,
 ) -> v1.GenerationSpec:
     """The spec of both RPCs. ValueError when the input is not exactly one."""
     given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
@@ -127,7 +129,7 @@ def build_spec(
         case = getattr(diffusion, strategy_name(strategy))
         case.CopyFrom(strategy)
         case.SetInParent()  # it may have no field set
-    return v1.GenerationSpec(
+    spec = v1.GenerationSpec(
         request_id=request_id,
         model=model,
         text=given if isinstance(given, str) else None,
@@ -154,6 +156,9 @@ def build_spec(
         priority=priority,
         return_trajectory=return_trajectory,
     )
+    if latency_budget_s is not None:
+        spec.latency_budget.FromNanoseconds(round(latency_budget_s * 1e9))
+    return spec
 
 
 def build_input(
