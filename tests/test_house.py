@@ -53,7 +53,7 @@ ENGINE_ORDER = (
     ("waiting", "turns"),
     ("validation", "decoding", "packing", "reservations", "told", "faults"),
     ("scheduler",),
-    ("auxiliary",),
+    ("auxiliary", "constrained"),
     ("runner",),
     ("assembly",),
     ("engine",),
