@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from vdiff_grpc.engine.constraints.kinds import (
 )
 from vdiff_grpc.engine.constraints.regex_process import compile_regex
 from vdiff_grpc.engine.engine import Engine
-from vdiff_grpc.engine.events import FinishReason, Output
+from vdiff_grpc.engine.events import Event, Finished, FinishReason, Output
 from vdiff_grpc.engine.strategies import (
     STRATEGIES,
     AdaptiveConfidence,
@@ -207,7 +208,7 @@ def check_answers(engine: Engine, asked: dict[int, Constraint]) -> int:
 
 
 def test_every_answer_is_valid(engine: Engine) -> None:
-    assert check_random(engine, seed=1, count=39) > 26
+    assert check_random(engine, seed=1, count=26) > 18
 
 
 @pytest.mark.long
@@ -268,9 +269,9 @@ def test_the_most_likely_valid_answer_is_found(engine: Engine) -> None:
     recorder = LogitsRecorder.install(engine)
     add(engine, 0, Request(PROMPT, params, constraint=ChoiceConstraint(words)))
     output = finished(run_all(engine)[0]).outputs[0]
-    logits = recorder.logits[0, 0][0].numpy()
+    logits = recorder.seen[0, 0][0].numpy()
     assert engine.tokenizer is not None
-    ids = {engine.tokenizer.token_bytes(i).decode(): i for i in range(60) if i != 95}
+    ids = {engine.tokenizer.token_bytes(i).decode("utf-8", "replace"): i for i in range(90)}
 
     def likelihood(word: str) -> float:
         splits = [(word[:at], word[at:]) for at in range(1, len(word))]
@@ -294,15 +295,19 @@ def test_a_constrained_row_is_the_same_in_company(engine: Engine) -> None:
     for key, request in enumerate(requests):
         engine.add(key, engine.resolve(request))
         alone[key] = list(finished(run_all(engine)[key]).outputs)
-    logits, recorder.logits = dict(recorder.logits), type(recorder.logits)(list)
+    logits = dict(recorder.seen)
+    recorder.seen.clear()
+    early: list[tuple[int, Event]] = []
     for key, request in enumerate(requests):
         engine.add(key, engine.resolve(request))
-        engine.step()
-    together = run_all(engine)
+        early += engine.step()
+    for key, events in run_all(engine).items():
+        early += [(key, event) for event in events]
+    together = {key: event.outputs for key, event in early if isinstance(event, Finished)}
     for key, outputs in alone.items():
-        assert list(finished(together[key]).outputs) == outputs
+        assert list(together[key]) == outputs
     for row, steps in logits.items():
-        again = recorder.logits[row]
+        again = recorder.seen[row]
         assert len(steps) == len(again)
         assert all(np.array_equal(a, b) for a, b in zip(steps, again, strict=True))
 
@@ -334,7 +339,7 @@ def constrained(constraint: Constraint, **params: Any) -> Request:
         (RegexConstraint("a" * 40000), "constraint.regex", "the limit is 32768"),
         (RegexConstraint("[a-c]{99}"), "constraint.regex", "more than there are (8)"),
         (RegexConstraint("Ω"), "constraint.regex", "cannot write"),
-        (RegexConstraint("(?:a{1,100}){1,90}"), "constraint.regex", "states"),
+        (RegexConstraint('[^"]{0,900}'), "constraint.regex", "states"),
         (ChoiceConstraint(()), "constraint.choice.options", "0 options"),
         (ChoiceConstraint(("a", "")), "constraint.choice.options[1]", "empty"),
         (JsonSchemaConstraint("{"), "constraint.json_schema", "no JSON"),
@@ -367,10 +372,8 @@ def test_what_stands_beside_a_constraint_is_refused(engine: Engine) -> None:
     exact = refusal(engine, constrained(yes, ignore_eos=True))
     assert "exactly 8 tokens" in exact["constraint.choice"]
     open_before = InfillPrompt(((1,), Hole(2), Hole(4, yes)))
-    assert (
-        "right before"
-        in refusal(engine, Request(open_before))["infill.segments[2].hole.constraint"]
-    )
+    found = refusal(engine, Request(open_before))
+    assert "right before" in found["infill.segments[2].hole.constraint.choice"]
     assert "no tokenizer" in refusal(tiny_engine(), constrained(yes))["constraint"]
 
 
@@ -378,6 +381,13 @@ def test_a_hostile_regex_ends_in_time(engine: Engine, monkeypatch: pytest.Monkey
     monkeypatch.setattr(compiler, "BUILD_S", 0.5)
     found = refusal(engine, constrained(RegexConstraint("(a{1,100}){1,100}")))
     assert "more than 0.5 s" in found["constraint.regex"]
+
+
+def test_an_automaton_is_the_same_in_every_process() -> None:
+    constraint = JsonSchemaConstraint('{"properties":{"a":{"type":"string"},"b":{"enum":[1,12]}}}')
+    one, other = (compiler._byte_automaton(compiler.regex_of(constraint)) for _ in range(2))
+    assert np.array_equal(one[0], other[0])
+    assert np.array_equal(one[1], other[1])
 
 
 def test_built_automata_are_kept_within_bounds(engine: Engine) -> None:
@@ -393,9 +403,11 @@ def test_built_automata_are_kept_within_bounds(engine: Engine) -> None:
 
 # --- the automata -------------------------------------------------------------------
 
+compiled = lru_cache(compile_regex)
+
 
 def matches(pattern: str, text: str) -> bool:
-    table, accepting = compile_regex(pattern)
+    table, accepting = compiled(pattern)
     state = 0
     for byte in text.encode():
         state = int(table[state, byte]) if state >= 0 else -1
@@ -412,7 +424,7 @@ def test_the_whole_text_matches_whatever_a_search_would_prefer(pattern: str, tex
     assert not matches(pattern, text + '"')
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(6))
 def test_limits_of_numbers_are_kept_to_the_last_digit(seed: int) -> None:
     rng = random.Random(seed)
     low, high = sorted((rng.randint(-1200, 1200), rng.randint(-1200, 1200)))

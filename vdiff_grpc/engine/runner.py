@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.columns import NO_HASTE, Action, Columns, Ints, Variant
-from vdiff_grpc.engine.decoding.constrained import Constrainer
+from vdiff_grpc.engine.constrained import Constrainer
 from vdiff_grpc.engine.decoding.hurry import hasten
 from vdiff_grpc.engine.decoding.registry import ORDER, rule_of
 from vdiff_grpc.engine.decoding.rule import Candidates, Group

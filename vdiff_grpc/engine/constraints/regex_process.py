@@ -102,30 +102,41 @@ def _least(
     if not useful[start]:
         return _empty()
     table = np.where((table >= 0) & useful[table], table, -1)
-    kinds = np.where(useful, accepting.astype(np.int32), -1)
-    count = 0
-    while True:  # states are alike until an edge tells them apart
-        following = np.where(table >= 0, kinds[table], -1)
-        signature = np.ascontiguousarray(np.column_stack([kinds, following]))
-        rows = signature.view(np.dtype((np.void, signature.dtype.itemsize * 257))).ravel()
-        kinds = np.where(useful, np.unique(rows, return_inverse=True)[1], -1).astype(np.int32)
-        if (now := len(np.unique(kinds))) == count:
-            break
-        count = now
-    order: dict[int, int] = {}
-    queue = [start]
-    for state in queue:  # which grows
-        if int(kinds[state]) in order:
-            continue
-        order[int(kinds[state])] = state
-        queue += np.unique(table[state][table[state] >= 0]).tolist()
+    kinds = _kinds(table, np.where(useful, accepting.astype(np.int64), -1))
+    # one state of each kind, numbered by the first bytes that lead there: the same in every process
+    order = {int(kinds[start]): 0}
+    chosen = [start]
+    for state in chosen:  # which grows
+        for target in table[state][table[state] >= 0].tolist():
+            if int(kinds[target]) not in order:
+                order[int(kinds[target])] = len(order)
+                chosen.append(target)
     if len(order) > MAX_STATES:
         raise OverflowError
-    numbers = np.full(int(kinds.max()) + 2, -1, dtype=np.int32)
+    numbers = np.full(len(kinds), -1, dtype=np.int32)
     numbers[list(order)] = np.arange(len(order))
-    chosen = np.array(list(order.values()))
     table = table[chosen]
     return np.where(table >= 0, numbers[kinds[table]], -1).astype(np.int32), accepting[chosen]
+
+
+def _kinds(table: Bytes, kinds: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """[num_states] alike are states that no text tells apart, to begin with those of one kind.
+
+    Each round tells states apart by the kinds that bytes lead to, compared by a random sum of them:
+    that two sums are equal by accident is as likely as guessing 60 bits.
+    """
+    columns = np.unique(table, axis=1)
+    random = np.random.default_rng()
+    weights = random.integers(1, 1 << 63, columns.shape[1] + 1, dtype=np.uint64) | np.uint64(1)
+    count = 0
+    while True:
+        names = random.integers(1, 1 << 63, int(kinds.max()) + 2, dtype=np.uint64)
+        following = np.where(columns >= 0, names[kinds[columns]], np.uint64(0))
+        sums = (following * weights[:-1]).sum(axis=1, dtype=np.uint64) + names[kinds] * weights[-1]
+        kinds = np.unique(sums, return_inverse=True)[1].astype(np.int64)
+        if (now := int(kinds.max()) + 1) == count:
+            return kinds
+        count = now
 
 
 if __name__ == "__main__":

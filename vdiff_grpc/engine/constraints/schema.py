@@ -8,10 +8,19 @@ cannot hold an answer to is refused by its path, never passed over.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from itertools import combinations
 from typing import Any
 
+from vdiff_grpc.engine.constraints.json_text import (
+    COLON,
+    COMMA,
+    anything,
+    free_object,
+    one_of,
+    sequence,
+    times,
+)
+from vdiff_grpc.engine.constraints.json_values import equal, is_a, overlap
 from vdiff_grpc.engine.constraints.kinds import ConstraintError
 from vdiff_grpc.engine.constraints.numbers import integers, numbers
 from vdiff_grpc.engine.constraints.strings import CHARACTER, FORMATS, literal, pattern_regex
@@ -23,7 +32,6 @@ MAX_DEPTH = 64
 MAX_BRANCHES = 64
 MAX_CHARS = 1 << 20
 
-_COMMA, _COLON = ", ?", ": ?"
 _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
 _ANNOTATIONS = frozenset(
     [
@@ -55,9 +63,6 @@ _KEYWORDS["number"] = _KEYWORDS["integer"]
 _COMBINED = ("$ref", "allOf", "anyOf", "oneOf")
 _KNOWN = _ANNOTATIONS.union({"type", "enum", "const"}, _COMBINED, *_KEYWORDS.values())
 
-_STRING = f'"{CHARACTER}*"'
-_SCALAR = f"(?:{_STRING}|{numbers({})}|true|false|null)"
-
 
 def schema_regex(text: str) -> str:
     """The regex for a schema given as JSON. Raises ConstraintError with the keyword's path."""
@@ -87,7 +92,7 @@ class _Writer:
         if depth > MAX_DEPTH:
             raise ConstraintError(path, f"the schema is nested deeper than {MAX_DEPTH}")
         if schema is True:
-            return _any(ANY_DEPTH)
+            return anything(ANY_DEPTH)
         if schema is False:
             raise ConstraintError(path, "no value satisfies the schema false")
         if not isinstance(schema, dict):
@@ -133,7 +138,7 @@ class _Writer:
             parts.append(self.value(self._merged(rest, branch, at), at, depth + 1))
         if not parts:
             raise ConstraintError(here, "no value satisfies it")
-        return _one_of(parts)
+        return one_of(parts)
 
     def _reference(self, target: Any, rest: Schema, path: str, depth: int) -> str:
         found = self._resolved(target, path)
@@ -200,9 +205,9 @@ class _Writer:
             return False
         values, others = _listed(one), _listed(other)
         if values is not None and others is not None:
-            return not any(_equal(a, b) for a in values for b in others)
+            return not any(equal(a, b) for a in values for b in others)
         types, more = _types_of(one), _types_of(other)
-        if types and more and not any(_overlap(a, b) for a in types for b in more):
+        if types and more and not any(overlap(a, b) for a in types for b in more):
             return True
         if types != ["object"] or more != ["object"]:
             return False
@@ -232,18 +237,18 @@ class _Writer:
                         _at(path, first), f"{first} cannot stand beside {keyword}"
                     )
             named = _types_of(schema)
-            allowed = [v for v in listed if not named or any(_is_a(v, name) for name in named)]
+            allowed = [v for v in listed if not named or any(is_a(v, name) for name in named)]
             if not allowed:
                 raise ConstraintError(path, "no value is allowed")
-            return _one_of(literal(_dumped(value)) for value in allowed)
+            return one_of(literal(_dumped(value)) for value in allowed)
         types = self._asked_types(schema, path)
         if types is None:
-            return _any(ANY_DEPTH)
+            return anything(ANY_DEPTH)
         for keyword in sorted(said - {"type"}):
             if not any(keyword in _KEYWORDS.get(name, ()) for name in types):
                 why = f"{keyword} says nothing of the type {', '.join(types)}"
                 raise ConstraintError(_at(path, keyword), why)
-        return _one_of(self._of_type(name, schema, path, depth) for name in types)
+        return one_of(self._of_type(name, schema, path, depth) for name in types)
 
     def _asked_types(self, schema: Schema, path: str) -> list[str] | None:
         """In the schema's order; None: any."""
@@ -298,7 +303,7 @@ class _Writer:
                 raise ConstraintError(_at(path, "format"), why)
             return f'"{FORMATS[name]}"'
         low, high = _counts(schema, "minLength", "maxLength", path)
-        return f'"{CHARACTER}{_times(low, high)}"'
+        return f'"{CHARACTER}{times(low, high)}"'
 
     def _array(self, schema: Schema, path: str, depth: int) -> str:
         if schema.get("uniqueItems", False) is not False:
@@ -322,14 +327,14 @@ class _Writer:
                 raise ConstraintError(_at(path, "prefixItems"), why)
             if low < len(items) or rest is not False:  # a shorter or longer one is not written
                 rest = False
-            return r"\[" + _COMMA.join(items) + r"\]"
+            return r"\[" + COMMA.join(items) + r"\]"
         if rest is False or high == 0:
             if low:
                 raise ConstraintError(path, "no array satisfies it")
             return r"\[\]"
         item = self.value(rest, _at(path, "items"), depth + 1)
-        more = _times(max(low - 1, 0), None if high is None else high - 1)
-        some = rf"{item}(?:{_COMMA}{item}){more}"
+        more = times(max(low - 1, 0), None if high is None else high - 1)
+        some = rf"{item}(?:{COMMA}{item}){more}"
         return rf"\[{some}\]" if low else rf"\[(?:{some})?\]"
 
     def _object(self, schema: Schema, path: str, depth: int) -> str:
@@ -348,53 +353,14 @@ class _Writer:
             if others is False:
                 return r"\{\}"
             value = self.value(others, _at(path, "additionalProperties"), depth + 1)
-            return _free_object(value)
+            return free_object(value)
         pairs: list[tuple[str, bool]] = []
         for name, (sub, where) in declared.items():
             if sub is False and name not in required:
                 continue
             value = self.value(sub, where, depth + 1)
-            pairs.append((literal(_dumped(name)) + _COLON + value, name in required))
-        return r"\{" + _sequence(pairs) + r"\}"
-
-
-def _sequence(pairs: list[tuple[str, bool]]) -> str:
-    """Pairs in order, with commas between those that are there; some must be."""
-    musts = [number for number, (_, must) in enumerate(pairs) if must]
-    if musts:
-        first = musts[0]
-        before = "".join(f"(?:{pair}{_COMMA})?" for pair, _ in pairs[:first])
-        after = [
-            _COMMA + pair if must else f"(?:{_COMMA}{pair})?" for pair, must in pairs[first + 1 :]
-        ]
-        return before + pairs[first][0] + "".join(after)
-    written = ""
-    for number in reversed(range(len(pairs))):  # the first that is there
-        more = "".join(f"(?:{_COMMA}{pair})?" for pair, _ in pairs[number + 1 :])
-        written = f"{pairs[number][0]}{more}" + (f"|{written}" if written else "")
-    return f"(?:{written})?"
-
-
-def _any(depth: int) -> str:
-    if not depth:
-        return _SCALAR
-    inner = _any(depth - 1)
-    return rf"(?:{_SCALAR}|\[(?:{inner}(?:{_COMMA}{inner})*)?\]|{_free_object(inner)})"
-
-
-def _free_object(value: str) -> str:
-    pair = f"{_STRING}{_COLON}{value}"
-    return rf"\{{(?:{pair}(?:{_COMMA}{pair})*)?\}}"
-
-
-def _one_of(parts: Iterable[str]) -> str:
-    return f"(?:{'|'.join(parts)})"
-
-
-def _times(low: int, high: int | None) -> str:
-    if high is None:
-        return "*" if low == 0 else f"{{{low},}}"
-    return f"{{{low},{high}}}"
+            pairs.append((literal(_dumped(name)) + COLON + value, name in required))
+        return r"\{" + sequence(pairs) + r"\}"
 
 
 def _counts(schema: Schema, least: str, most: str, path: str) -> tuple[int, int | None]:
@@ -419,22 +385,6 @@ def _listed(schema: Schema) -> list[Any] | None:
 def _types_of(schema: Schema) -> list[str]:
     types = schema.get("type", [])
     return types if isinstance(types, list) else [types]
-
-
-def _is_a(value: Any, name: str) -> bool:
-    kinds: dict[str, Any] = {"string": str, "boolean": bool, "null": type(None)}
-    kinds |= {"array": list, "object": dict, "integer": int, "number": (int, float)}
-    if isinstance(value, bool):
-        return name == "boolean"
-    return name in kinds and isinstance(value, kinds[name])
-
-
-def _overlap(one: str, other: str) -> bool:
-    return one == other or {one, other} == {"integer", "number"}
-
-
-def _equal(one: Any, other: Any) -> bool:
-    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
 def _dumped(value: Any) -> str:
