@@ -147,6 +147,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ChatPrompt((ChatMessage("user", "hi"),))}, "chat", "no chat template"),
     ({"prompt": ChatPrompt(())}, "chat.messages", "empty"),
     ({"prompt": InfillPrompt(((1, 2),))}, "infill.segments", "no hole"),
+    ({"info": CANVASES_OF_4, "best_of": 2}, "sampling.best_of", "fills noise, not masks"),
     ({"prompt": InfillPrompt((Hole(0),))}, "infill.segments[0].hole.length", "(0)"),
     ({"prompt": InfillPrompt((Hole(4),)), "max_new_tokens": 4}, "sampling.max_new_tokens", "(4) cannot be set with infill"),
     ({"prompt": InfillPrompt((Hole(100), Hole(100)))}, "infill.segments", "(200) exceeds"),
