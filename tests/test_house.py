@@ -52,7 +52,7 @@ ENGINE_ORDER = (
     ("strategy_checks", "cache_checks", "stop_checks", "answer_checks", "sequence", "parallel"),
     ("waiting", "turns", "likelihood"),
     ("validation", "decoding", "packing", "reservations", "told", "faults"),
-    ("scheduler",),
+    ("scheduler", "open_requests"),
     ("auxiliary",),
     ("runner",),
     ("assembly",),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,16 +16,17 @@ import torch
 from vdiff_grpc.engine.assembly import assemble
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.decoding.registry import rule_of
-from vdiff_grpc.engine.events import Event, Failed, Finished, Output
-from vdiff_grpc.engine.likelihood import begin_scoring, is_scoring, score_of
+from vdiff_grpc.engine.events import Event, Failed, Finished
+from vdiff_grpc.engine.likelihood import begin_scoring, is_scoring
 from vdiff_grpc.engine.messages import Ended, Mark, Spent, Timing
 from vdiff_grpc.engine.models import loader, registry
+from vdiff_grpc.engine.open_requests import OpenRequest, chosen, spent_on
 from vdiff_grpc.engine.pace import Pace
 from vdiff_grpc.engine.parallel import model as parallel
 from vdiff_grpc.engine.parallel.ranks import RankLostError
 from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import RowStep
-from vdiff_grpc.engine.sequence import Sequence, State
+from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import ConfidenceThreshold
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.told import Told
@@ -47,40 +46,6 @@ from vdiff_grpc.errors import DeadlineError, EngineFaultError, QueueTimeoutError
 logger = logging.getLogger(__name__)
 
 _UNMASK = int(Action.UNMASK)
-
-
-@dataclass(slots=True)
-class _Open:
-    """A request that has not ended. Its rows may finish at different steps."""
-
-    request: ResolvedRequest
-    sequences: list[Sequence]
-    told: dict[int, Told]
-    deadline_ns: int | None
-    is_watched: bool
-    started_ns: int = 0
-    has_stepped: bool = False
-    num_done: int = 0
-
-
-def _spent(key: int, opened: _Open) -> Spent:
-    filled = sum(int((row.state == State.COMMITTED).sum()) for row in opened.sequences)
-    return Spent(key, filled, sum(row.forward_passes for row in opened.sequences))
-
-
-def _chosen(opened: _Open) -> tuple[tuple[Output, ...], tuple[Output, ...]]:
-    """The n outputs, with best_of by falling score, and the candidates that are none of them."""
-    params = opened.request.params
-    outputs = []
-    for row in opened.sequences:
-        trajectory = tuple(opened.told[row.index].trajectory)
-        output = dataclasses.replace(row.output(), score=score_of(row), trajectory=trajectory)
-        outputs.append(output)
-    if params.best_of is not None:  # ties: the first of the candidates
-        outputs.sort(key=lambda o: -math.inf if o.score is None else o.score, reverse=True)
-    placed = [dataclasses.replace(output, index=i) for i, output in enumerate(outputs)]
-    others = [dataclasses.replace(output, trajectory=()) for output in placed[params.n :]]
-    return tuple(placed[: params.n]), tuple(others)
 
 
 class Engine:
@@ -119,7 +84,7 @@ class Engine:
         self.before_step: Callable[[Rows[Sequence]], None] = lambda rows: None
         self._max_queue_ns = int(config.max_queue_time_s * 1e9)
         self._pace = Pace()
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, OpenRequest] = {}
         self._spent: list[Spent] = []
         self._marks: list[Mark] = []
         self.timing: Timing | None = None
@@ -157,7 +122,7 @@ class Engine:
         for sequence in sequences:
             rule_of(sequence).begin(sequence)
         told = {s.index: Told(s) for s in sequences}
-        self._open[key] = _Open(request, sequences, told, request.deadline_ns, is_watched)
+        self._open[key] = OpenRequest(request, sequences, told, request.deadline_ns, is_watched)
         self._count(requests=1, prompt_tokens=request.num_prompt_tokens)
 
     def abort(self, key: int) -> None:
@@ -165,7 +130,7 @@ class Engine:
         if opened := self._open.pop(key, None):
             self.scheduler.remove({key})
             self._count(requests_aborted=1)
-            self._spent.append(_spent(key, opened))
+            self._spent.append(spent_on(key, opened))
 
     def extend(self, key: int, deadline_ns: int) -> None:
         """Gives a request more time; unknown keys are none of our business."""
@@ -287,7 +252,7 @@ class Engine:
             events.append(self._finish(row.key))
         return [(row.key, event) for event in events]
 
-    def _mark(self, opened: _Open, row: Sequence, *, block_done: bool) -> None:
+    def _mark(self, opened: OpenRequest, row: Sequence, *, block_done: bool) -> None:
         """Notes the phases that one logical step has ended."""
         now = time.monotonic_ns()
         if not opened.has_stepped:
@@ -298,7 +263,7 @@ class Engine:
             mark = Mark(row.key, "block", now, row.index, row.block, row.forward_passes)
             self._marks.append(mark)
 
-    def _tell(self, opened: _Open, row: Sequence) -> list[Event]:
+    def _tell(self, opened: OpenRequest, row: Sequence) -> list[Event]:
         """The events of one logical step, by what the request wants to hear."""
         request, events = opened.request, list[Event]()
         if request.return_trajectory:
@@ -314,7 +279,7 @@ class Engine:
     def _finish(self, key: int) -> Finished:
         opened = self._open.pop(key)
         arrival, now = opened.request.arrival_ns, time.monotonic_ns()
-        outputs, others = _chosen(opened)
+        outputs, others = chosen(opened)
         firsts = [s.first_commit_ns for s in opened.sequences if s.first_commit_ns]
         finished = Finished(
             outputs=outputs,
@@ -369,7 +334,7 @@ class Engine:
         events.append(self._finish(key))
         return [(key, event) for event in events]
 
-    def _tell_rest(self, opened: _Open, row: Sequence) -> list[Event]:
+    def _tell_rest(self, opened: OpenRequest, row: Sequence) -> list[Event]:
         """What a stride has kept back so far, and the text."""
         request, events = opened.request, list[Event]()
         step = max(0, row.step - 1)
@@ -390,7 +355,7 @@ class Engine:
         logger.exception("fault %s in a step of requests %s", fault_id, ids)
         self.scheduler.remove(keys)
         for key in keys:
-            self._spent.append(_spent(key, self._open.pop(key)))
+            self._spent.append(spent_on(key, self._open.pop(key)))
         self._count(requests_failed=len(keys))
         error: VdiffError = EngineFaultError(fault_id)
         return [(key, Failed(error)) for key in keys]
