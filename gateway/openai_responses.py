@@ -110,9 +110,19 @@ class ResponseRequest(CommonFields, kw_only=True):
         bool | None, Meta(description="Without effect: there are no tools.")
     ] = None
     stream_options: ResponseStreamOptions | None = None
+    diffusing: Annotated[
+        bool | None,
+        Meta(
+            description="Only with stream: also send a delta with a `diffusion` for every "
+            "denoising step."
+        ),
+    ] = None
 
     # Refused unless they say nothing.
     n: Annotated[Any, only({"enum": [1, None]}, "Only 1.")] = None
+    return_trajectory: Annotated[
+        Any, only({"enum": [False, None]}, "Not here: stream with diffusing.")
+    ] = None
     previous_response_id: Annotated[Any, only(_NULL, "Not supported: nothing is stored.")] = None
     conversation: Annotated[Any, only(_NULL, "Not supported: nothing is stored.")] = None
     background: Annotated[Any, only({"enum": [False, None]}, "Not supported.")] = None

@@ -147,6 +147,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ChatPrompt((ChatMessage("user", "hi"),))}, "chat", "no chat template"),
     ({"prompt": ChatPrompt(())}, "chat.messages", "empty"),
     ({"prompt": InfillPrompt(((1, 2),))}, "infill.segments", "no hole"),
+    ({"info": CANVASES_OF_4, "best_of": 2}, "sampling.best_of", "fills noise, not masks"),
     ({"prompt": InfillPrompt((Hole(0),))}, "infill.segments[0].hole.length", "(0)"),
     ({"prompt": InfillPrompt((Hole(3, 1, 4),))}, "infill.segments[0].hole.length", "(3) cannot be set with min_length or max_length"),
     ({"prompt": InfillPrompt((Hole(0, 2),))}, "infill.segments[0].hole.min_length", "(2) needs max_length"),

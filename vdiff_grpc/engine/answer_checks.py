@@ -16,9 +16,15 @@ from vdiff_grpc.engine.types import (
 MAX_TRAJECTORY_CHANGES = 2**17
 
 
-def check_best_of(
+def check_answers(
     request: Request, n: int, info: ModelInfo, limits: EngineLimits, bad: Violations
 ) -> None:
+    """How many are made and chosen from, and what cannot be streamed."""
+    if request.return_trajectory and request.granularity is not Granularity.NONE:
+        bad.add(
+            "return_trajectory",
+            "return_trajectory (true) cannot be streamed: granularity STEPS tells the same",
+        )
     field, best_of = "sampling.best_of", request.params.best_of
     if best_of is None:
         return
@@ -49,17 +55,13 @@ def check_trajectory(
     steps: int | None,
     bad: Violations,
 ) -> None:
-    """num_positions: of one answer, those beyond its end included."""
+    """Its size. num_positions: of one answer, those beyond its end included."""
     if not request.return_trajectory:
-        return
-    field = "return_trajectory"
-    if request.granularity is not Granularity.NONE:
-        bad.add(field, f"{field} (true) cannot be streamed: granularity STEPS tells the same")
         return
     most = num_rows * strategy.most_changes(num_positions, block_length, steps)
     if most > MAX_TRAJECTORY_CHANGES:
         bad.add(
-            field,
-            f"{field} (true): {strategy.NAME} may change up to {most} positions in all outputs, "
+            "return_trajectory",
+            f"return_trajectory (true): {strategy.NAME} may change up to {most} positions in all outputs, "
             f"which exceeds the limit ({MAX_TRAJECTORY_CHANGES})",
         )

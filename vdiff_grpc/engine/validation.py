@@ -11,7 +11,7 @@ import secrets
 import time
 from typing import Any, TypeVar
 
-from vdiff_grpc.engine.answer_checks import check_best_of, check_trajectory
+from vdiff_grpc.engine.answer_checks import check_answers, check_trajectory
 from vdiff_grpc.engine.cache_checks import cache_tokens, check_room, check_window, resolve_cache
 from vdiff_grpc.engine.caches.kinds import CacheKind, page_tokens
 from vdiff_grpc.engine.constraint_checks import (
@@ -211,7 +211,7 @@ def resolve(
         spans = [*spans, Span(SpanKind.SURPLUS, more)]
 
     n = _or(asked.n, base.n)
-    check_best_of(request, n, info, limits, bad)
+    check_answers(request, n, info, limits, bad)
     num_rows = _or(asked.best_of, n)
     cfg_scale = _or(asked.cfg_scale, base.cfg_scale)
     block_length = _only_block_length(info) or min(
