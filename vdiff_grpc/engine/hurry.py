@@ -121,7 +121,7 @@ class Hurry:
             row.haste = Haste(threshold, floor) if level or floor else NO_HASTE
 
     def note(self, results: Rows[RowStep], seconds: float) -> None:
-        """The step that was prepared took so long and gave this. Before it is applied."""
+        """The step that was prepared took so long and gave this."""
         self.times.note(sum(result.computed for result in results), self._head_rows, seconds)
         for result in results:
             row = result.sequence
