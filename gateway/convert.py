@@ -6,7 +6,7 @@ The way back is replies.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,6 +14,7 @@ import msgspec
 from vdiff_grpc import v1
 
 from .errors import ApiError, from_json, invalid
+from .formats import client_name, constraint_of, text_constraint
 from .openai import (
     CHAT_DECODER,
     CHOICES,
@@ -58,6 +59,7 @@ class Names:
     max_new_tokens: str
     prompts: tuple[str, ...] = ("prompt",)
     top_logprobs: str = "top_logprobs"
+    constraint: str = "response_format"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,9 @@ def parse_response(body: bytes) -> Job:
         for item in request.input:
             role = _ROLES[str(item.role)]
             spec.chat.messages.add(role=role, content=_text(item.content or ""))
-    names = Names("max_output_tokens", ("input",))
+    if request.text is not None and (asked := text_constraint(request.text.format)) is not None:
+        spec.constraint.CopyFrom(asked)
+    names = Names("max_output_tokens", ("input",), constraint="text.format")
     top_logprobs = (request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None
     return _job(request, [spec], names, top_logprobs)
 
@@ -192,6 +196,13 @@ def _job(
     for spec in specs:
         if top_logprobs:
             spec.sampling.top_logprobs = top_logprobs
+    if isinstance(request, GenerationFields):
+        constraint, name = constraint_of(
+            request.response_format, request.guided_regex, request.guided_choice
+        )
+        names = replace(names, constraint=name)
+        for spec in specs:
+            spec.MergeFrom(v1.GenerationSpec(constraint=constraint))
     options = request.stream_options if isinstance(request, GenerationFields) else None
     return Job(
         request=request,
@@ -328,6 +339,8 @@ def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
         return prompt
     if path == "latency_budget":
         return "latency_budget_ms"
+    if path.startswith("constraint"):
+        return client_name(path, names.constraint)
     if path in ("model", "suffix", "priority", "return_trajectory"):
         return path
     if path.startswith("infill"):  # a gap whose length is to be chosen

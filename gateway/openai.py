@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from .formats import ResponseFormat
 from .strategies import Strategy, choices
 
 _UINT32 = 2**32 - 1
@@ -182,21 +183,14 @@ class GenerationFields(CommonFields, kw_only=True):
     ] = None
     stream_options: StreamOptions | None = None
     response_format: Annotated[
-        Any,
-        only(
-            {
-                "anyOf": [
-                    {
-                        "type": "object",
-                        "properties": {"type": {"const": "text"}},
-                        "required": ["type"],
-                    },
-                    {"type": "null"},
-                ]
-            },
-            "Not supported other than text.",
-        ),
+        ResponseFormat | None, Meta(description="What the answer must be. Default: text.")
     ] = None
+    guided_regex: Annotated[
+        str | None, Meta(description="The whole answer matches, in Rust's syntax of regexes.")
+    ] = None
+    guided_choice: Annotated[list[str] | None, Meta(description="The answer is one of these.")] = (
+        None
+    )
 
 
 # OpenAI's own limit. Each is an RPC of its own.

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from .formats import TextFormat
 from .openai import EMPTY_LIST, CommonFields, Positive, Role, TopLogprobs, only
 
 _NULL = {"type": "null"}
@@ -48,10 +49,6 @@ class InputItem(Struct, kw_only=True):
         str | list[InputPart] | UnsetType | None,
         Meta(description="Text, or text parts, which are joined without anything between them."),
     ] = UNSET
-
-
-class TextFormat(Struct, kw_only=True):
-    type: Annotated[str | None, Meta(extra_json_schema={"enum": ["text", None]})] = None
 
 
 class TextOptions(Struct, kw_only=True):

@@ -41,13 +41,6 @@ _COMMON: tuple[_Rule, ...] = (
     ("presence_penalty", _ZERO, "presence_penalty is not supported other than 0"),
     ("frequency_penalty", _ZERO, "frequency_penalty is not supported other than 0"),
 )
-_FORMAT: tuple[_Rule, ...] = (
-    (
-        "response_format",
-        lambda value: value is None or (isinstance(value, dict) and value.get("type") == "text"),
-        'response_format is not supported other than {"type": "text"}',
-    ),
-)
 _BEST_OF: _Rule = (
     "best_of",
     _one_of(1, None),
@@ -163,13 +156,8 @@ def check_response(request: ResponseRequest) -> None:
         raise invalid("diffusing (true) needs stream (true)", "diffusing")
     if request.reasoning is not None:
         _check(request.reasoning, _REASONING, "reasoning.")
-    if request.text is not None:
-        if not _one_of("medium", None)(request.text.verbosity):
-            raise unsupported("text.verbosity", "text.verbosity is not supported other than medium")
-        if request.text.format is not None and request.text.format.type not in ("text", None):
-            raise unsupported(
-                "text.format", 'text.format is not supported other than {"type": "text"}'
-            )
+    if request.text is not None and not _one_of("medium", None)(request.text.verbosity):
+        raise unsupported("text.verbosity", "text.verbosity is not supported other than medium")
     if request.top_logprobs and LOGPROBS not in (request.include or ()):
         raise invalid(
             f"top_logprobs ({request.top_logprobs}) needs {LOGPROBS} in include", "top_logprobs"
@@ -196,7 +184,6 @@ def _check_common(request: CommonFields) -> None:
 
 def _check_generation(request: GenerationFields) -> None:
     _check_common(request)
-    _check(request, _FORMAT)
     old, new = request.max_tokens, request.max_completion_tokens
     if old is not None and new is not None and old != new:
         raise invalid(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .errors import ErrorObject
+from .formats import TextFormat
 from .openai_replies import Diffusion, TokenLogprob
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -47,12 +48,8 @@ class NoReasoning(Struct, frozen=True):
     summary: None = None
 
 
-class PlainFormat(Struct, frozen=True):
-    type: Literal["text"] = "text"
-
-
-class PlainText(Struct, frozen=True):
-    format: PlainFormat = PlainFormat()
+class TextSettings(Struct, frozen=True):
+    format: TextFormat
 
 
 class InputTokensDetails(Struct, frozen=True):
@@ -92,7 +89,7 @@ class Response(Struct, frozen=True, kw_only=True):
     reasoning: NoReasoning = NoReasoning()
     store: Literal[False] = False
     temperature: float
-    text: PlainText = PlainText()
+    text: TextSettings
     tool_choice: Literal["none", "auto"]
     tools: Annotated[list[Any], Meta(max_length=0)] = []
     top_logprobs: int

@@ -15,6 +15,7 @@ from . import openai_replies as openai
 from . import response_replies as out
 from .convert import Job
 from .errors import ErrorReply, internal
+from .formats import used_format
 from .openai_responses import ResponseRequest
 from .response_replies import ResponseEvent
 
@@ -206,6 +207,9 @@ class _Head:
             output=list(output),
             parallel_tool_calls=request.parallel_tool_calls is not False,
             temperature=sampling.temperature,
+            text=out.TextSettings(
+                used_format(None if request.text is None else request.text.format)
+            ),
             tool_choice=request.tool_choice or "auto",
             top_logprobs=request.top_logprobs or 0,
             top_p=sampling.top_p,

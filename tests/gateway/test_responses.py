@@ -237,8 +237,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"reasoning": {"effort": "low"}}, "reasoning.effort"),
     ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
     ({"reasoning": "low"}, "reasoning"),
-    ({"text": {"format": {"type": "json_object"}}}, "text.format"),
-    ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}, "text.format"),
+    ({"text": {"format": {"type": "grammar"}}}, "text.format"),
+    ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
     ({"text": {"verbosity": "low"}}, "text.verbosity"),
     ({"truncation": "auto"}, "truncation"),
     ({"context_management": [{"type": "compaction"}]}, "context_management"),
@@ -380,7 +380,7 @@ def test_what_the_document_forbids_is_refused(document: dict[str, Any]) -> None:
     request = validator(document, "ResponseRequest")
     permitted = {next(iter(f)) for f, _ in REFUSED if request.is_valid({"input": "Hello"} | f)}
     # They need the model's limits or two fields to be wrong.
-    assert permitted <= {"top_logprobs", "diffusing", "max_output_tokens", "steps", "stop"}
+    assert permitted <= {"top_logprobs", "diffusing", "max_output_tokens", "steps", "stop", "text"}
     assert request.is_valid({"input": "Hello"})
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vdiff_grpc.engine.constraints.kinds import ConstraintError
+from vdiff_grpc.engine.constraints.reach import leading_to
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
@@ -199,13 +200,9 @@ def token_automaton(table: Ints, accepting: Bools, vocabulary: Vocabulary) -> To
 
 def _pruned(classes: Ints, table: Ints, accepting: Bools) -> TokenAutomaton:
     """Without edges to states from which these tokens cannot finish, or that none lead to."""
-    useful = accepting.copy()
-    useful[-1] = True
-    while True:
-        leads = useful | (useful[table] & (table >= 0)).any(axis=1)
-        if (leads == useful).all():
-            break
-        useful = leads
+    goals = accepting.copy()
+    goals[-1] = True
+    useful = leading_to(table, goals)
     if not useful[0]:
         raise ConstraintError("", "the model's tokens cannot write any text that satisfies it")
     table = np.where((table >= 0) & useful[table], table, -1).astype(np.int32)

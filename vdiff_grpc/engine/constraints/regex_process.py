@@ -15,6 +15,8 @@ import sys
 import numpy as np
 import numpy.typing as npt
 
+from vdiff_grpc.engine.constraints.reach import leading_to
+
 Bytes = npt.NDArray[np.int32]
 
 CPU_S = 5
@@ -93,12 +95,7 @@ def _least(
     table: Bytes, accepting: npt.NDArray[np.bool_], start: int
 ) -> tuple[Bytes, npt.NDArray[np.bool_]]:
     """Without states that lead to no match or are like another; numbered from the start."""
-    useful = accepting.copy()
-    while True:
-        leads = useful | (useful[table] & (table >= 0)).any(axis=1)
-        if (leads == useful).all():
-            break
-        useful = leads
+    useful = leading_to(table, accepting)
     if not useful[start]:
         return _empty()
     table = np.where((table >= 0) & useful[table], table, -1)
