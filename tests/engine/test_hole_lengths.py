@@ -264,3 +264,11 @@ def test_a_range_of_one_length_is_that_hole() -> None:
     one = engine.generate(request(((1,), Hole(min_length=4, max_length=4), (2,))))
     other = engine.generate(request(((1,), Hole(4), (2,))))
     assert one.outputs == other.outputs
+
+
+def test_neither_temperature_nor_seed_changes_the_choice() -> None:
+    engine, found = tiny_engine(), set()
+    for seed, temperature in enumerate((0.0, 2.0, 2.0, 2.0)):
+        add(engine, seed, request(OPEN, seed=seed, temperature=temperature))
+        found.add(lengths_of(run_all(engine)[seed]))
+    assert len(found) == 1
