@@ -31,6 +31,7 @@ from vdiff_grpc.engine import runner as runner_module
 from vdiff_grpc.engine.decoding.registry import rule_of
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.messages import StepReport
+from vdiff_grpc.engine.opened import OpenRequest
 from vdiff_grpc.engine.packing import pack
 from vdiff_grpc.engine.strategies import (
     ConfidenceThreshold,
@@ -181,7 +182,7 @@ def _parts(engine: Engine, params: RequestParams, num_rows: int, num_steps: int)
             (engine.runner, "_decode", "decode"),
             (engine.runner, "_to_host", "to host"),
             (engine, "_apply", "commit"),
-            (engine, "_tell", "events"),
+            (OpenRequest, "tell", "events"),
             (engine, "_finish", "events"),
         )
     ]

@@ -137,6 +137,7 @@ def check_chat(request: ChatRequest) -> None:
 
 def check_fim(request: FimRequest) -> None:
     """Raises ApiError for the first field that cannot be honoured."""
+    _check(request, _FIM)
     _check_generation(request)
     _check_min_tokens(request)
     _check_top_logprobs(request)

@@ -40,6 +40,7 @@ def test_every_flag_is_a_variable_too() -> None:
         "dtype": "float16",
         "attention": "varlen",
         "quantization": "torchao-int8",
+        "overload": "refuse",
         "log_format": "json",
         "log_level": "debug",
     }

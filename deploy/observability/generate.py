@@ -111,6 +111,10 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     )),
     ("Tokens", (
         Panel("Completion tokens", "ops", "Tokens a second of finished requests.", (Query(rate(t.COMPLETION_TOKENS)),)),
+        Panel("Hurried requests", "ops", "Finished a second, hurried for the sake of their latency budget.", (Query(rate(t.HURRIED)),)),
+        Panel("Latency budgets", "ops", "Met and missed a second.", (
+            Query(f"sum by ({t.label(t.OUTCOME)}) ({rate(t.BUDGETS)})", f"{{{{{t.label(t.OUTCOME)}}}}}"),
+        )),
         Panel("Committed tokens", "ops", "Positions filled a second, as they are filled.", (Query(rate(t.COMMITTED_TOKENS)),)),
         Panel("Prompt tokens", "ops", "Tokens a second of requests that came.", (Query(rate(t.PROMPT_TOKENS)),)),
         Panel("Prompt tokens shared", "ops", "Not read again, because an earlier prompt had left them behind.", (Query(rate(t.SHARED_TOKENS)),)),

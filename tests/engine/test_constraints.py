@@ -250,7 +250,9 @@ def test_with_an_approximate_cache_answers_are_valid(engine: Engine, kind: Cache
 
 def test_a_hole_between_given_text_is_filled_exactly(engine: Engine) -> None:
     number, word = RegexConstraint("[0-9]+"), ChoiceConstraint(("abcno", "yesage"))
-    prompt = InfillPrompt(((1, 2), Hole(5, number), (3,), Hole(2, word), (4,), Hole(3), (5,)))
+    prompt = InfillPrompt(
+        ((1, 2), Hole(5, constraint=number), (3,), Hole(2, constraint=word), (4,), Hole(3), (5,))
+    )
     for seed in range(5):
         params = RequestParams(temperature=1.0, seed=seed, block_length=4)
         output = engine.generate(Request(prompt, params)).outputs[0]
@@ -371,7 +373,7 @@ def test_what_stands_beside_a_constraint_is_refused(engine: Engine) -> None:
     assert "constraint" in refusal(engine, Request(infill, constraint=yes))
     exact = refusal(engine, constrained(yes, ignore_eos=True))
     assert "exactly 8 tokens" in exact["constraint.choice"]
-    open_before = InfillPrompt(((1,), Hole(2), Hole(4, yes)))
+    open_before = InfillPrompt(((1,), Hole(2), Hole(4, constraint=yes)))
     found = refusal(engine, Request(open_before))
     assert "right before" in found["infill.segments[2].hole.constraint.choice"]
     assert "no tokenizer" in refusal(tiny_engine(), constrained(yes))["constraint"]

@@ -199,8 +199,8 @@ def test_the_choice_is_the_same_in_any_company_to_the_last_bit() -> None:
 
 def test_candidates_take_several_steps_where_one_would_be_long() -> None:
     done, steps = [], []
-    for max_prompt_tokens in (1, 40, 1024):
-        engine = tiny_engine(max_prompt_tokens=max_prompt_tokens)
+    for max_prompt_step_tokens in (1, 40, 1024):
+        engine = tiny_engine(max_prompt_step_tokens=max_prompt_step_tokens)
         done.append(engine.generate(request(OPEN)).outputs)
         steps.append(engine.statistics.engine_steps)
     assert done[0] == done[1] == done[2]
@@ -235,7 +235,7 @@ def test_equal_scores_go_to_the_shorter_hole() -> None:
 
 
 def test_one_who_leaves_while_lengths_are_chosen_frees_the_rows() -> None:
-    engine = tiny_engine(max_prompt_tokens=1, max_running_rows=1)
+    engine = tiny_engine(max_prompt_step_tokens=1, max_running_rows=1)
     add(engine, 1, request(OPEN, n=3))
     add(engine, 2, request(((1,), Hole(2))))
     assert engine.step() == []
@@ -245,7 +245,7 @@ def test_one_who_leaves_while_lengths_are_chosen_frees_the_rows() -> None:
 
 
 def test_a_deadline_while_lengths_are_chosen_gives_an_empty_partial_answer() -> None:
-    engine = tiny_engine(max_prompt_tokens=1)
+    engine = tiny_engine(max_prompt_step_tokens=1)
     asked = dataclasses.replace(request(OPEN, n=2), partial_on_deadline=True)
     add(engine, 1, asked)
     engine.step()

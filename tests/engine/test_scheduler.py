@@ -28,6 +28,9 @@ class Asked:
     arrival_ns: int = 0
     deadline_ns: int | None = None
     due_ns: int | None = None
+    params: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(strategy=None, cfg_scale=0.0)
+    )
 
 
 @dataclass(eq=False)
@@ -43,6 +46,7 @@ class Row:
     policy: CachePolicy = field(default_factory=KeepNothing)
     is_guided: bool = False
     prompt_pages: tuple[bytes, ...] = ()
+    leader: None = None
     num_pages_ahead: int = 0
     num_pages_now: int = 0
     page_tokens: int = 32

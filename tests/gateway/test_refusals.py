@@ -36,7 +36,7 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"response_format": {"type": "json_object"}, "guided_regex": "a"}, "guided_regex"),
     ({"response_format": "text"}, "response_format"),
     ({"latency_budget_ms": 0}, "latency_budget_ms"),
-    ({"latency_budget_ms": 100, "strategy": "wino"}, "latency_budget_ms"),
+    ({"latency_budget_ms": 100, "strategy": {"type": "wino"}}, "latency_budget_ms"),
     ({"stream": True, "return_trajectory": True}, "return_trajectory"),
     # wrong types and ranges
     ({"max_tokens": "many"}, "max_tokens"),
