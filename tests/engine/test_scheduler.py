@@ -47,6 +47,7 @@ class Row:
     is_guided: bool = False
     prompt_pages: tuple[bytes, ...] = ()
     leader: None = None
+    memory: None = None
     num_pages_ahead: int = 0
     num_pages_now: int = 0
     page_tokens: int = 32
