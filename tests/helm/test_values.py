@@ -48,6 +48,7 @@ OTHERS = {
     "dtype": "bfloat16",
     "attention": "varlen",
     "quantization": "torchao-int8",
+    "overload": "refuse",
     "log_level": "warning",
     "log_format": "json",
     "server": "10.0.0.1:1,10.0.0.2:1",
