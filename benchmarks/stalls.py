@@ -1,7 +1,12 @@
-"""What a long canvas does to a short one beside it, with and without turns: gaps between its steps.
+"""What a long canvas, or a long prompt, does to a short row beside it: gaps between its steps.
 
-The embedded model with room for more positions: its answers mean nothing, its times do. The settings
-run in turn, a round each, and ratios are medians over the rounds.
+    python -m benchmarks.stalls [--long 4096 | --prompt 4096] [--json FILE]
+
+With full attention a long canvas is computed whole, with and without turns (target_step_tokens).
+The embedded model with room for more positions: its answers mean nothing, its times do. Where
+attention looks back only a prompt is read in pages, so many tokens a step
+(max_prompt_step_tokens): a random causal model, which writes one token a step. The settings run in
+turn, a round each, and ratios are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -16,6 +21,8 @@ from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import report
 from vdiff_grpc.engine.engine import Engine
@@ -29,6 +36,11 @@ _LONG, _SHORT = 1, 2
 def main() -> None:
     arguments = _arguments()
     print(report.machine(), "\n")
+    if arguments.prompt:
+        rows = measure_prompts(arguments.prompt, arguments.pages, arguments.rounds)
+        print(report.table(rows))
+        report.write(arguments.json, rows, prompt=arguments.prompt)
+        return
     rows = measure(
         arguments.long, arguments.short, arguments.steps, arguments.targets, arguments.rounds
     )
@@ -80,6 +92,81 @@ def measure(
             }
         )
     return rows
+
+
+def measure_prompts(
+    prompt: int, limits: Sequence[int], num_rounds: int, width: int = 256, layers: int = 4
+) -> list[report.Row]:
+    """A prompt that comes while a short row writes, read at once (limit 0) or in pages.
+
+    Gaps are over those with the whole prompt in one step.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _causal_model(Path(folder), prompt + 64, width, layers)
+        engines = {
+            limit: Engine(
+                EngineConfig(
+                    folder,
+                    device="cpu",
+                    max_step_tokens=4 * prompt,
+                    max_prompt_step_tokens=limit or 2 * prompt,
+                    share_prompts=False,
+                )
+            )
+            for limit in (0, *limits)
+        }
+        for engine in engines.values():
+            engine.warm_up()
+        runs = {limit: list[_Read]() for limit in engines}
+        for _ in range(num_rounds):
+            for limit, engine in engines.items():
+                runs[limit].append(_Read(engine, prompt))
+    rows = []
+    for limit, found in runs.items():
+
+        def ratio(name: str, found: list[_Read] = found) -> float:
+            pairs = zip(found, runs[0], strict=True)
+            return float(statistics.median(getattr(a, name) / getattr(b, name) for a, b in pairs))
+
+        rows.append(
+            {
+                "tokens a step": limit or "all",
+                "steps to read": found[0].num_reading,
+                "alone ms": statistics.median(one.alone_ms for one in found),
+                "longest gap ms": statistics.median(one.longest_ms for one in found),
+                "longest gap": ratio("longest_ms"),
+                "first token of the prompt": ratio("first_ms"),
+            }
+        )
+    return rows
+
+
+class _Read:
+    """One run: a short row's gaps while a long prompt is read beside it."""
+
+    def __init__(self, engine: Engine, prompt: int) -> None:
+        def add(key: int, given: int, new: int) -> None:
+            ids = tuple(2 + (7 * i + key) % 900 for i in range(given))
+            params = RequestParams(max_new_tokens=new, ignore_eos=True, seed=key)
+            request = Request(TokensPrompt(ids), params)
+            engine.add(key, resolve(request, engine.info, engine.limits, engine.tokenizer))
+
+        def step_ms() -> float:
+            begin = time.perf_counter()
+            engine.step()
+            return (time.perf_counter() - begin) * 1e3
+
+        add(_SHORT, _PROMPT, prompt // 16)
+        engine.step()
+        self.alone_ms = float(np.median([step_ms() for _ in range(8)]))
+        add(_LONG, prompt, 2)
+        gaps = [step_ms()]
+        long = next(row for row in engine.scheduler.running if row.key == _LONG)
+        while not long.step:
+            gaps.append(step_ms())
+        self.num_reading, self.longest_ms, self.first_ms = len(gaps), max(gaps), sum(gaps)
+        for key in (_SHORT, _LONG):
+            engine.abort(key)
 
 
 class _Beside:
@@ -138,12 +225,31 @@ def _roomy_model(folder: Path, positions: int) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
+def _causal_model(folder: Path, positions: int, width: int, layers: int) -> None:
+    """A random one, of so many positions."""
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=positions,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--long", type=int, default=4096, help="tokens of the long canvas")
     parser.add_argument("--short", type=int, default=64, help="tokens of a short one")
     parser.add_argument("--steps", type=int, default=24, help="steps of the short one")
     parser.add_argument("--targets", type=int, nargs="+", default=[256, 1024, 2048])
+    parser.add_argument("--prompt", type=int, default=0, help="tokens of a long prompt, instead")
+    parser.add_argument("--pages", type=int, nargs="+", default=[1024, 256], help="tokens a step")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", default="", help="write the figures here, too")
     return parser.parse_args()

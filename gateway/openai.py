@@ -186,11 +186,14 @@ class GenerationFields(CommonFields, kw_only=True):
         ResponseFormat | None, Meta(description="What the answer must be. Default: text.")
     ] = None
     guided_regex: Annotated[
-        str | None, Meta(description="The whole answer matches, in Rust's syntax of regexes.")
+        Annotated[str, Meta(max_length=32768)] | None,
+        Meta(description="The whole answer matches, in Rust's syntax of regexes."),
     ] = None
-    guided_choice: Annotated[list[str] | None, Meta(description="The answer is one of these.")] = (
-        None
-    )
+    guided_choice: Annotated[
+        Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=1024)]
+        | None,
+        Meta(description="The answer is one of these."),
+    ] = None
 
 
 # OpenAI's own limit. Each is an RPC of its own.

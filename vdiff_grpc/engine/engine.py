@@ -92,7 +92,8 @@ class Engine:
                 config, self.info, self.limits, self.tokenizer, loaded, noise
             )
         except BaseException:
-            loaded.close()
+            if model is None:
+                loaded.close()
             raise
         self.model = self.runner.model
         self.before_step: Callable[[Rows[Sequence]], None] = lambda rows: None

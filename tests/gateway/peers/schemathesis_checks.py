@@ -25,15 +25,12 @@ STATED = re.compile(
     r"|cannot be (set|used) with"
     r"|must (be at most|be at least n|exceed)"
     r"|is below the smallest of this caller"
-    r"|latency_budget_ms .* is not in"
-    r"|text.format.schema is required"
-    r"|response_format.json_schema is required"
-    r"|needs a suffix"
-    r"|needs max_tokens"
-    r"|a schema needs type json_schema"
-    r"|constraint"
-    r"|json_schema"
-    r"|regex|choice"
+    r"|^latency_budget_ms \([^)]*\) is not in \(0, \d+\]$"
+    r"|^(text\.format|response_format\.json_schema)\.schema is required$"
+    r"|^min_tokens \(\d+\) needs (a suffix|max_tokens)"
+    r"|: a schema needs type json_schema$"
+    # which texts are a regex or a schema that is supported, and can be met in so many tokens
+    r"|^(regex|json_schema|choice): "
     r"|in include$"
 )
 

@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.conftest import running, tiny_config
+from tests.fetched import kept, run
 from tests.gateway.conftest import RunningGateway
 
 FILES = (
@@ -46,21 +47,17 @@ NOT_OURS = {
 
 
 @pytest.fixture(scope="module")
-def suite(request: pytest.FixtureRequest) -> Path:
+def suite() -> Path:
     """The unpacked source distribution of the installed openai."""
     name = f"openai-{version('openai')}"
-    cache = request.config.cache
-    assert cache is not None
-    folder = cache.mkdir("peers")
-    if not (folder / name / "PKG-INFO").exists():
-        fetch = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=openai"]
-        fetch += [f"--dest={folder}", f"openai=={version('openai')}"]
-        done = subprocess.run(fetch, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"{name} cannot be fetched: {done.stderr.strip().splitlines()[-1]}")
+
+    def fetch(folder: Path) -> None:
+        pip = (sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=openai")
+        run(folder, *pip, f"openai=={version('openai')}")
         with tarfile.open(folder / f"{name}.tar.gz") as archive:
             archive.extractall(folder, filter="data")
-    return folder / name
+
+    return kept(f"{name}-tests", fetch) / name
 
 
 def test_what_applies_passes_and_the_rest_is_refused_for_the_stated_reason(
