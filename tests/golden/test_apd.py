@@ -238,7 +238,32 @@ def test_ids_that_the_auxiliary_model_does_not_know_are_no_obstacle(tmp_path: Pa
     LlamaForCausalLM(LlamaConfig(vocab_size=60, **shape, **heads)).save_pretrained(tmp_path)
     engine = apd_engine()
     narrow = loader.load(str(tmp_path), "cpu", "float32")
-    engine.runner.auxiliary = Auxiliary(narrow.reserving(128), engine.runner.fill)
+    engine.runner.auxiliary = Auxiliary(narrow.reserving(128), engine.runner.fill, 128)
     for mixture, highest in ((1.0, range(60, 96)), (0.5, range(60))):
         asked = request((80, 3, 90), AdaptiveParallel(mixture, 24), temperature=1.0, seed=1)
         assert max(finished(run(engine, asked)).outputs[0].canvas[3:]) in highest
+
+
+def test_the_auxiliary_model_computes_no_more_at_once_than_a_step_may() -> None:
+    """Prompts that are long together are looked at in several passes, with the same result."""
+    prompts = [tuple((7 * i + key) % 90 for i in range(60)) for key in range(4)]
+    given = [request(p, AdaptiveParallel(0.5, 9), temperature=0.7, seed=1) for p in prompts]
+    wide, narrow = apd_engine(), apd_engine(max_step_tokens=128, batch_invariant=True)
+    sizes: list[int] = []
+    model = narrow.runner.auxiliary.model
+    inner = type(model).logits
+
+    def counted(self: object, token_ids: torch.Tensor, *others: object) -> torch.Tensor:
+        if self is model:
+            sizes.append(len(token_ids))
+        return inner(self, token_ids, *others)
+
+    type(model).logits = counted
+    try:
+        found = told_of(narrow, given)
+    finally:
+        type(model).logits = inner
+    assert set(sizes) == {128}
+    assert [finished(events).outputs[0].canvas for events in found] == [
+        finished(events).outputs[0].canvas for events in told_of(wide, given)
+    ]

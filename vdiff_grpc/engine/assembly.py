@@ -42,7 +42,7 @@ def assemble(
     if config.aux_model_path:
         other = loader.load(config.aux_model_path, config.device, config.dtype)
         fitting = _fill(config, limits, info.auxiliary_positions, other)
-        auxiliary = Auxiliary(other.reserving(beside), fitting)
+        auxiliary = Auxiliary(other.reserving(beside), fitting, limits.max_step_tokens)
     runner = Runner(model, info, banned_ids(model, info, tokenizer), noise, fill, auxiliary)
     scheduler = Scheduler(
         limits.max_running_rows,

@@ -21,11 +21,15 @@ from vdiff_grpc.engine.sequence import AUXILIARY, Sequence
 
 
 class Auxiliary:
-    """Owns the auxiliary model: a causal one of the diffusion model's vocabulary."""
+    """Owns the auxiliary model: a causal one of the diffusion model's vocabulary.
 
-    def __init__(self, model: LoadedModel, fill: Fill) -> None:
+    max_tokens: of one pass of it; a row's first look is at its whole prompt.
+    """
+
+    def __init__(self, model: LoadedModel, fill: Fill, max_tokens: int) -> None:
         self.model = model
         self.fill = fill
+        self.max_tokens = max_tokens
 
     def log_probabilities(
         self, rows: Rows[Sequence], segments: Ints, positions: Ints, tokens: Tensor, width: int
@@ -36,6 +40,41 @@ class Auxiliary:
         between a row's proposals is given. tokens: what is proposed there. Ids that the model
         does not know (a vocabulary may lack added tokens) stand as id 0 before it.
         """
+        scores = []
+        begin = 0
+        for group in self._passes(rows, segments, positions):
+            end = begin + int(np.isin(segments, group).sum())
+            mine = slice(begin, end)
+            scores.append(
+                self._pass(
+                    [rows[number] for number in group],
+                    segments[mine] - group[0],
+                    positions[mine],
+                    tokens[mine],
+                )
+            )
+            begin = end
+        found = scores[0] if len(scores) == 1 else torch.cat(scores)
+        missing = max(width - found.shape[1], 0)
+        return F.pad(found, (0, missing), value=-torch.inf)[:, :width]
+
+    def _passes(self, rows: Rows[Sequence], segments: Ints, positions: Ints) -> list[list[int]]:
+        """Numbers of the rows that are computed together: neighbours, as many as fit a pass."""
+        groups: list[list[int]] = []
+        left = 0
+        for number, row in enumerate(rows):
+            wanted = int(positions[segments == number][-1]) - row.leases[AUXILIARY].length
+            if not groups or wanted > left:
+                groups.append([])
+                left = self.max_tokens
+            groups[-1].append(number)
+            left -= wanted
+        return groups
+
+    def _pass(
+        self, rows: Rows[Sequence], segments: Ints, positions: Ints, tokens: Tensor
+    ) -> Tensor:
+        """[num_proposals, vocab_width], of some rows."""
         variants = []
         holes: list[Ints] = []
         begin, known = 0, self.model.vocab_width
@@ -75,6 +114,4 @@ class Auxiliary:
         for variant in variants:
             assert variant.kept is not None
             variant.kept.done()
-        scores = F.log_softmax(logits[: len(positions)], dim=-1)
-        missing = max(width - scores.shape[1], 0)
-        return F.pad(scores, (0, missing), value=-torch.inf)[:, :width]
+        return F.log_softmax(logits[: len(positions)], dim=-1)

@@ -218,7 +218,8 @@ def resolve(
         _or(asked.block_length, base.block_length), num_new
     )
     computed = len(canvas)
-    if info.caches == (CacheKind.SETTLED,) and info.attention is not AttentionPattern.CANVAS:
+    pages = info.caches == (CacheKind.SETTLED,) and info.attention is not AttentionPattern.CANVAS
+    if pages and not isinstance(strategy, AdaptiveParallel):  # its second model reads all at once
         # page by page, and what is left of the prompt with the first block
         computed = min(computed, page_tokens(info.block_length) + block_length)
     check_step(strategy, computed, block_length, cfg_scale, limits, bad)
