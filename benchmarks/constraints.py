@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from vdiff_grpc.engine.constrained import _Classes
+from vdiff_grpc.engine.constrained import Classes
 from vdiff_grpc.engine.constraints.automaton import Vocabulary
 from vdiff_grpc.engine.constraints.compiler import Compiler
 from vdiff_grpc.engine.constraints.kinds import Constraint, JsonSchemaConstraint, RegexConstraint
@@ -72,7 +72,7 @@ def main() -> None:
         begin = time.perf_counter()
         automaton = compiler.build(constraint)
         built = time.perf_counter() - begin
-        classes = _Classes(automaton, torch.device("cpu"))
+        classes = Classes(automaton, torch.device("cpu"))
         ends = automaton.fits(64, exact=False)[32]
         fixed = np.full(BLOCK, -1, dtype=np.int32)
 

@@ -30,7 +30,7 @@ class Constrainer:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._kept: OrderedDict[bytes, _Classes] = OrderedDict()
+        self._kept: OrderedDict[bytes, Classes] = OrderedDict()
         self._num_bytes = 0
 
     def draw_(self, packed: PackedStep, scores: Callable[[Ints], Tensor], tokens: Tensor) -> None:
@@ -86,10 +86,10 @@ class Constrainer:
         path = best_path(automaton, state, constraint.fits[hole_end - end], fixed, by_class)
         return classes.tokens(scores, path[seen])
 
-    def _classes(self, automaton: TokenAutomaton) -> _Classes:
+    def _classes(self, automaton: TokenAutomaton) -> Classes:
         found = self._kept.get(automaton.digest)
         if found is None:
-            found = _Classes(automaton, self._device)
+            found = Classes(automaton, self._device)
             self._kept[automaton.digest] = found
             self._num_bytes += found.num_bytes
             while self._num_bytes > CACHE_BYTES and len(self._kept) > 1:
@@ -111,7 +111,7 @@ def _of_block(row: Sequence, constraint: HoleConstraint) -> tuple[int, int]:
     return max(begin, block.start), min(end, block.stop)
 
 
-class _Classes:
+class Classes:
     """The tokens of each class, on the device of the scores."""
 
     def __init__(self, automaton: TokenAutomaton, device: torch.device) -> None:
