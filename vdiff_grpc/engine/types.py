@@ -322,7 +322,7 @@ class EngineConfig:
     max_running_rows: int = 32
     max_waiting_rows: int = 256
     max_step_tokens: int = 16384
-    max_prompt_step_tokens: int = 1024
+    max_prompt_step_tokens: int = 256
     target_step_tokens: int = 0
     max_canvas_tokens: int = 0
     cache_tokens: int = 0
