@@ -226,9 +226,11 @@ def _set_text(
     longest = spec.sampling.max_new_tokens
     spec.sampling.ClearField("max_new_tokens")
     spec.infill.segments.add(text=prompt)
-    spec.infill.segments.add().hole.MergeFrom(
-        v1.Hole(min_length=request.min_tokens, max_length=longest)
-    )
+    gap = spec.infill.segments.add().hole
+    gap.min_length, gap.max_length = request.min_tokens, longest
+    if spec.HasField("constraint"):
+        gap.constraint.CopyFrom(spec.constraint)
+        spec.ClearField("constraint")
     spec.infill.segments.add(text=request.suffix)
 
 
@@ -339,6 +341,7 @@ def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
         return prompt
     if path == "latency_budget":
         return "latency_budget_ms"
+    path = path.removeprefix("infill.segments[1].hole.") if ".hole.constraint" in path else path
     if path.startswith("constraint"):
         return client_name(path, names.constraint)
     if path in ("model", "suffix", "priority", "return_trajectory"):

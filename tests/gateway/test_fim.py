@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -107,6 +108,18 @@ def test_min_tokens_leaves_the_gaps_length_to_be_chosen(
     assert [span["kind"] for span in start["spans"]] == ["prompt", "hole", "frozen"]
     assert start["spans"][1]["length"] == length
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == other.choices[0].text
+
+
+def test_a_gap_of_a_length_to_be_chosen_is_held_to_a_constraint(client: openai.OpenAI) -> None:
+    given = {"model": "demo", "prompt": FIELDS["prompt"], "suffix": FIELDS["suffix"], "seed": 1}
+    form = "[0-9]{1,3} (?:cats|dogs)"
+    extra: dict[str, Any] = {"min_tokens": 1, "guided_regex": form}
+    reply = client.completions.create(**given, max_tokens=12, extra_body=extra)
+    assert re.fullmatch(form, reply.choices[0].text)
+    extra = {"min_tokens": 1, "guided_choice": ["a very very very long way to go"]}
+    with pytest.raises(openai.BadRequestError, match="shortest answer has") as caught:
+        client.completions.create(**given, max_tokens=3, extra_body=extra)
+    assert caught.value.param == "guided_choice"
 
 
 def test_a_min_tokens_of_0_says_nothing(http: httpx.Client) -> None:

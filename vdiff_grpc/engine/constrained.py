@@ -41,21 +41,46 @@ class Constrainer:
         """
         bounds = packed.bounds().tolist()
         for number, row in enumerate(packed.sequences):
+            mine = np.arange(bounds[number], bounds[number + 1])
+            if row.search is not None:
+                self._draw_candidates_(packed, row, mine, scores, tokens)
+                continue
             for constraint in row.request.constraints:
                 begin, end = _of_block(row, constraint)
                 if begin >= end:
                     continue
                 positions = row.generated[begin:end]
-                mine = slice(bounds[number], bounds[number + 1])
-                lines = bounds[number] + np.flatnonzero(
+                lines = mine[
                     (packed.status[mine] == Status.MASKED)
                     & (packed.positions[mine] >= positions[0])
                     & (packed.positions[mine] <= positions[-1])
-                )
+                ]
                 if not len(lines):
                     continue
                 seen = np.searchsorted(positions, packed.positions[lines])
                 drawn = self._path(row, constraint, begin, end, scores(lines), seen)
+                tokens[torch.from_numpy(lines).to(tokens.device)] = drawn
+
+    def _draw_candidates_(
+        self,
+        packed: PackedStep,
+        row: Sequence,
+        mine: Ints,
+        scores: Callable[[Ints], Tensor],
+        tokens: Tensor,
+    ) -> None:
+        """The same of a hole whose length is being chosen: each candidate is all of it, masked."""
+        assert row.search is not None
+        for constraint in row.request.constraints:
+            if constraint.hole != row.search.hole:
+                continue
+            automaton, ends = constraint.automaton, constraint.fits[0]
+            classes = self._classes(automaton)
+            for candidate in np.unique(packed.numbers[mine]):
+                lines = mine[packed.numbers[mine] == candidate]
+                found, fixed = scores(lines), np.full(len(lines), -1, dtype=np.int32)
+                path = best_path(automaton, 0, ends, fixed, classes.best(found))
+                drawn = classes.tokens(found, path)
                 tokens[torch.from_numpy(lines).to(tokens.device)] = drawn
 
     def _path(

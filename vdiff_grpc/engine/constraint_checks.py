@@ -94,17 +94,22 @@ def check_kind(
 def resolve_constraints(
     found: dict[int, tuple[str, Constraint]],
     spans: list[Span],
+    ranges: tuple[tuple[int, int], ...],
     ignore_eos: bool,
     compiler: Compiler,
     bad: Violations,
 ) -> tuple[HoleConstraint, ...]:
-    """Builds them. What is wrong is added to `bad`, with the field's path."""
+    """Builds them. What is wrong is added to `bad`, with the field's path.
+
+    ranges: of the holes' lengths, where some are still to be chosen; the spans have the longest.
+    """
     holes = [number for number, span in enumerate(spans) if span.kind is SpanKind.HOLE]
     resolved = []
     for number, (field, constraint) in found.items():
         field = f"{field}.{_FIELDS[type(constraint)]}"
         at = holes[number]
         length = spans[at].length
+        least = ranges[number][0] if ranges else length
         # an end token is not drawn where something follows
         exact = ignore_eos or any(s.kind is SpanKind.FROZEN for s in spans[at:])
         exact = exact or number + 1 < len(holes)
@@ -120,13 +125,14 @@ def resolve_constraints(
             bad.add(path, f"{_FIELDS[type(constraint)]}: {error.why}")
             continue
         fits = automaton.fits(length, exact=exact)
-        if fits[length, 0]:
+        if fits[least:, 0].any():
             resolved.append(HoleConstraint(number, automaton, fits))
             continue
         shortest = automaton.shortest()
         if shortest > length:
             why = f"its shortest answer has {shortest} tokens, more than there are ({length})"
         else:
-            why = f"no answer has exactly {length} tokens, and no end token can stand here"
+            many = f"exactly {length}" if least == length else f"from {least} to {length}"
+            why = f"no answer has {many} tokens, and no end token can stand here"
         bad.add(field, f"{_FIELDS[type(constraint)]}: {why}")
     return tuple(resolved)

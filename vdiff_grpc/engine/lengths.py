@@ -4,7 +4,8 @@ A hole's candidates are canvases in which it has this length and everything open
 score is the mean confidence, in one pass, of the hole's most likely tokens: it peaks near the
 length that fits (arXiv:2602.00476, which calls it first-step confidence). Holes are chosen one
 after the other, those to come at the middle of their range. A long range is searched from coarse
-to fine. Nothing is drawn, and equal scores go to the shorter hole.
+to fine. Nothing is drawn, and equal scores go to the shorter hole. A constrained hole has only
+lengths that its constraint can fill, and the tokens of its best path in place of the likeliest.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class LengthSearch:
 
     def __init__(self, request: ResolvedRequest) -> None:
         self._request = request
-        self._ranges = request.hole_ranges
-        self.lengths = [(least + most) // 2 for least, most in self._ranges]
+        self._ranges = [allowed_lengths(request, i) for i in range(len(request.hole_ranges))]
+        self.lengths = [_middle(lengths) for lengths in self._ranges]
         self.hole: int | None = -1
         self._scores: dict[int, float] = {}
         self._todo: list[int] = []
@@ -65,8 +66,8 @@ class LengthSearch:
         self.lengths[self._chosen_now] = best
         below = max((length for length in self._scores if length < best), default=best)
         above = min((length for length in self._scores if length > best), default=best)
-        finer = [length for length in range(below + 1, above) if length != best]
-        self._todo = _spread(finer)
+        lengths = self._ranges[self._chosen_now]
+        self._todo = _spread([n for n in lengths if below < n < above and n != best])
         if not self._todo:
             self._next_hole()
 
@@ -77,12 +78,23 @@ class LengthSearch:
 
     def _next_hole(self) -> None:
         for hole in range(self._chosen_now + 1, len(self._ranges)):
-            least, most = self._ranges[hole]
-            if least < most:
+            if len(self._ranges[hole]) > 1:
                 self.hole, self._scores = hole, {}
-                self._todo = _spread(range(least, most + 1))
+                self._todo = _spread(self._ranges[hole])
                 return
         self.hole = None
+
+
+def allowed_lengths(request: ResolvedRequest, hole: int) -> list[int]:
+    """Those of a hole's range, ascending, that its constraint can fill."""
+    least, most = request.hole_ranges[hole]
+    fits = [held.fits for held in request.constraints if held.hole == hole]
+    return [n for n in range(least, most + 1) if all(can[n, 0] for can in fits)]
+
+
+def _middle(lengths: Sequence[int]) -> int:
+    middle = (lengths[0] + lengths[-1]) // 2
+    return min(lengths, key=lambda length: (abs(length - middle), length))
 
 
 def searching(params: SamplingParams) -> SamplingParams:

@@ -166,11 +166,6 @@ def resolve(
             "its holes have their lengths",
         )
     constraints = wanted(request, bad)
-    if constraints and hole_ranges(request.prompt):
-        bad.add(
-            "infill.segments",
-            "a constraint cannot be used beside holes whose length is still to be chosen",
-        )
     for field, _ in constraints.values():
         check_kind(field, request, strategy, info, tokenizer, bad)
     num_asked = base.max_new_tokens if asked.max_new_tokens is None else asked.max_new_tokens
@@ -241,13 +236,13 @@ def resolve(
     check_trajectory(request, strategy, num_rows, num_new + more, block_length, steps, bad)
     bad.raise_if_any()
     ignore_eos = _or(asked.ignore_eos, base.ignore_eos)
+    ranges = hole_ranges(request.prompt)
     held: tuple[HoleConstraint, ...] = ()
     if constraints:
         compiler = compiler or compiler_for(info, tokenizer)
-        held = resolve_constraints(constraints, spans, ignore_eos, compiler, bad)
+        held = resolve_constraints(constraints, spans, ranges, ignore_eos, compiler, bad)
         bad.raise_if_any()
 
-    ranges = hole_ranges(request.prompt)
     seed = secrets.randbits(53) if asked.seed is None else asked.seed
     arrival = time.monotonic_ns()
     return ResolvedRequest(
