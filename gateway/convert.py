@@ -202,7 +202,8 @@ def _job(
         )
         names = replace(names, constraint=name)
         for spec in specs:
-            spec.MergeFrom(v1.GenerationSpec(constraint=constraint))
+            if constraint is not None:
+                _holder(spec).constraint.CopyFrom(constraint)
     options = request.stream_options if isinstance(request, GenerationFields) else None
     return Job(
         request=request,
@@ -212,6 +213,11 @@ def _job(
         include_usage=bool(options and options.include_usage),
         top_logprobs=top_logprobs,
     )
+
+
+def _holder(spec: v1.GenerationSpec) -> v1.GenerationSpec | v1.Hole:
+    """What a constraint is set on: a gap of a length to be chosen has its own."""
+    return spec.infill.segments[1].hole if spec.HasField("infill") else spec
 
 
 def _set_text(
@@ -228,9 +234,6 @@ def _set_text(
     spec.infill.segments.add(text=prompt)
     gap = spec.infill.segments.add().hole
     gap.min_length, gap.max_length = request.min_tokens, longest
-    if spec.HasField("constraint"):
-        gap.constraint.CopyFrom(spec.constraint)
-        spec.ClearField("constraint")
     spec.infill.segments.add(text=request.suffix)
 
 
