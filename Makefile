@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 GRPC_ADDR ?= 127.0.0.1:50051
 HTTP_ADDR ?= 127.0.0.1:8000
 MODEL ?= demo
+WORKERS ?= 2
 STUBS := vdiff_grpc/v1/generation_pb2.py
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -53,10 +54,10 @@ browser:
 	fi >/dev/null
 
 test: check browser
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not long"
 
 test-all: check browser
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 bench: install
 	$(BIN)/python -m benchmarks.step

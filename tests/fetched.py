@@ -5,11 +5,13 @@ Nothing is installed into the system. What cannot be fetched fails the test that
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 KEPT = Path(__file__).resolve().parent.parent / ".cache"
@@ -23,15 +25,24 @@ class ToolError(Exception):
 def kept(name: str, fetch: Callable[[Path], None]) -> Path:
     """A folder that `fetch` has filled, this time or another."""
     folder = KEPT / name
-    if not folder.exists():
-        KEPT.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=KEPT) as temporary:
-            new = Path(temporary) / name
-            new.mkdir()
-            fetch(new)
-            # In one step: a half-made folder is never taken for a whole one.
-            new.replace(folder)
+    with alone(name):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=KEPT) as temporary:
+                new = Path(temporary) / name
+                new.mkdir()
+                fetch(new)
+                # In one step: a half-made folder is never taken for a whole one.
+                new.replace(folder)
     return folder
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Tests run in several processes: one at a time brings this."""
+    KEPT.mkdir(exist_ok=True)
+    with (KEPT / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def run(folder: Path, *command: str | Path) -> None:

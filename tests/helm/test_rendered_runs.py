@@ -75,7 +75,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     key = _made(keys, folder)
     (folder / "upstream-key" / "api-key").write_text(key)
     (folder / "key").write_text(key)
-    with running(replace(config, host="127.0.0.1", port=0, threads=1)) as server:
+    here = replace(config, host="127.0.0.1", port=0, metrics_port=0, threads=1)
+    with running(here) as server:
         yield Cluster(folder, objects, server)
 
 

@@ -86,7 +86,9 @@ def test_a_key_that_may_goes_first(shared: RunningServer) -> None:
     assert others[0].result().outputs
 
 
-@pytest.mark.parametrize(("key", "priority"), [(LIGHT, -1), (FIRST, -11), (LAST, 4)])
+@pytest.mark.parametrize(
+    ("key", "priority"), [(LIGHT, -1), (FIRST, -11), (LAST, 4)], ids=["light", "first", "last"]
+)
 def test_nobody_goes_before_what_the_key_allows(
     shared: RunningServer, key: str, priority: int
 ) -> None:

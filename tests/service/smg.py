@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.chaos.processes import free_port
+from tests.fetched import alone
 
 VERSION = "1.13.0"
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -20,14 +21,17 @@ FOLDER = ROOT / ".cache" / f"smg-{VERSION}"  # ignored by git
 def installed() -> Path:
     """The command; skips the test where PyPI cannot be reached and nothing was installed before."""
     done = FOLDER / "installed"
-    if not done.exists():
-        venv.create(FOLDER, with_pip=True, clear=True)
-        pip = [str(FOLDER / "bin" / "python"), "-m", "pip", "install", "-q", f"smg=={VERSION}"]
-        result = subprocess.run(pip, capture_output=True, text=True, check=False)
-        if "from versions: none" in result.stderr:
-            pytest.skip(f"PyPI cannot be reached for smg {VERSION}, or has none for this platform")
-        assert result.returncode == 0, result.stderr
-        done.touch()
+    with alone(FOLDER.name):
+        if not done.exists():
+            venv.create(FOLDER, with_pip=True, clear=True)
+            pip = [str(FOLDER / "bin" / "python"), "-m", "pip", "install", "-q", f"smg=={VERSION}"]
+            result = subprocess.run(pip, capture_output=True, text=True, check=False)
+            if "from versions: none" in result.stderr:
+                pytest.skip(
+                    f"PyPI cannot be reached for smg {VERSION}, or has none for this platform"
+                )
+            assert result.returncode == 0, result.stderr
+            done.touch()
     return FOLDER / "bin" / "smg"
 
 
