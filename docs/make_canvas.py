@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vdiff_grpc.cli.live import LiveView
-from vdiff_grpc.cli.terminal import Given
+from vdiff_grpc.cli.words import Given
 from vdiff_grpc.client import Client
 
 WIDTH = 84
@@ -31,7 +31,7 @@ def main() -> None:
     picture = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
     with Client(arguments.address) as client:
         ends = frozenset(client.model_info().end_token_ids)
-        given = Given(arguments.prompt, end_token_ids=ends)
+        given = Given((arguments.prompt,), ends)
         view = LiveView(Console(file=io.StringIO(), width=WIDTH), given)
         events = client.stream(
             arguments.prompt,

@@ -15,10 +15,11 @@ from rich.style import Style
 
 from vdiff_grpc import v1
 from vdiff_grpc.cli.live import LiveView, confidence_colour, wrap
-from vdiff_grpc.cli.terminal import Given, PlainView, num_blocks, printable, show
+from vdiff_grpc.cli.terminal import PlainView, num_blocks, show
+from vdiff_grpc.cli.words import Given, printable
 
 MASK_ID, END_ID = 2, 0
-GIVEN = Given("The cat", " end", frozenset([END_ID]))
+GIVEN = Given(("The cat", " end"), frozenset([END_ID]))
 # A word in two tokens, a newline, an end token and what follows it.
 TEXTS = [" sat", " hap", "pily", ".", "\n", "He", "<|end|>", "<|end|>"]
 
@@ -97,10 +98,10 @@ async def test_plain_lines_show_every_step_and_then_the_text_and_a_summary() -> 
     out = io.StringIO()
     await show(_stream(EVENTS), PlainView(out, GIVEN))
     assert out.getvalue().splitlines() == [
-        "step 1  block 1  filled 1/8  passes 1  The cat sat░░░░░░░ end",
-        "step 2  block 1  filled 3/8  passes 2  The cat sat░pily.░░░░ end",
-        "step 3  block 2  filled 6/8  passes 3  The cat sat░pily.░He∎· end",
-        "step 4  block 1  filled 8/8  passes 4  The cat sat happily.↵He∎· end",
+        "step 1  block 1  filled 1/8  passes 1  The cat[ sat░░░░░░░] end",
+        "step 2  block 1  filled 3/8  passes 2  The cat[ sat░pily.░░░░] end",
+        "step 3  block 2  filled 6/8  passes 3  The cat[ sat░pily.░He∎·] end",
+        "step 4  block 1  filled 8/8  passes 4  The cat[ sat happily.↵He∎·] end",
         "",
         "The cat sat happily.",
         "He end",
@@ -114,7 +115,7 @@ async def test_plain_lines_fit_an_output_that_knows_only_ascii() -> None:
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, "ascii")
     await show(_stream(EVENTS[:2]), PlainView(out, GIVEN))
-    assert raw.getvalue() == b"step 1  block 1  filled 1/8  passes 1  The cat sat_______ end\n"
+    assert raw.getvalue() == b"step 1  block 1  filled 1/8  passes 1  The cat[ sat_______] end\n"
 
 
 async def test_plain_lines_name_the_answer_when_there_are_several() -> None:
@@ -135,8 +136,8 @@ async def test_a_terminal_shows_the_canvas_within_its_width(width: int) -> None:
     await show(_stream(EVENTS), LiveView(console, GIVEN))
     screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert all(len(line) <= width for line in screen.replace("\r", "\n").splitlines())
-    assert "│ The cat sat happily.↵" in screen
-    assert "│ He∎· end" in screen
+    assert "│ The cat[ sat happily.↵" in screen
+    assert "│ He∎·]⁸ end" in screen
     assert screen.endswith("ended by end of text · seed 5\n")
     # The colours of two positions, without the flash of a fresh one.
     for confidence in (0.2, 0.7):
@@ -155,7 +156,7 @@ async def test_a_terminal_flashes_fresh_positions_and_dims_masked_ones() -> None
 async def test_a_canvas_higher_than_the_terminal_is_cropped_to_it_until_the_end() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=40, height=12)
-    tall = Given("\n".join(f"line {i}" for i in range(30)), "")
+    tall = Given(("\n".join(f"line {i}" for i in range(30)),))
     view = LiveView(console, tall, frame_s=0)
     for event in EVENTS[:2]:
         view.apply(event)
@@ -190,10 +191,10 @@ async def test_a_delay_slows_the_picture_and_not_the_reading() -> None:
     class Recorder:
         seen_at_first_step = 0
 
-        def apply(self, event: v1.StreamGenerateResponse) -> None:
+        def apply(self, event: v1.StreamGenerateResponse, at_s: float) -> None:
             pass
 
-        def tick(self) -> None:
+        def tick(self, at_s: float) -> None:
             self.seen_at_first_step = self.seen_at_first_step or len(read)
 
         def close(self) -> None:
@@ -246,7 +247,7 @@ def test_what_lies_beyond_the_answer_is_shown_and_is_no_text() -> None:
     finish[-1].finished.metrics.remasked = 3
     finish[-1].finished.metrics.revised = 1
     out = io.StringIO()
-    view = PlainView(out, GIVEN)
+    view = PlainView(out, Given(("The cat",), frozenset([END_ID])))
     for event in (start, _update(0, [0, 1, 2, 3]), _update(1, [7]), *finish):
         view.apply(event)
     lines = out.getvalue().splitlines()
