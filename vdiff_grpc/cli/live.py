@@ -162,18 +162,26 @@ class LiveView:
 
     def _styled(self, output: OutputCanvas, now: float) -> Iterator[tuple[str, Style, int | None]]:
         lengths = iter(self.canvas.holes)
+        opening = ""
         for piece in pieces(self.canvas, output, self._given):
             if piece.state == "edge" and piece.text == CLOSING:
                 length = str(len(next(lengths))).translate(_SUPERSCRIPT)
                 yield CLOSING + length, _EDGE, None
+            elif piece.state == "edge":
+                opening = piece.text
             else:
-                yield self._look(output, piece, now)
+                text, look, position = self._look(output, piece, now)
+                if opening:  # reads better behind the space that the hole begins with
+                    space = text[: len(text) - len(text.removeprefix(" "))]
+                    yield space + opening, _EDGE, None
+                    text, opening = text[len(space) :], ""
+                yield text, look, position
 
     def _look(
         self, output: OutputCanvas, piece: Piece, now: float
     ) -> tuple[str, Style, int | None]:
         if piece.position is None:
-            return printable(piece.text), _EDGE if piece.state == "edge" else _GIVEN, None
+            return printable(piece.text), _GIVEN, None
         changed_at = self._changed_at.get((output.index, piece.position), -1e9)
         fresh = now - changed_at < self._flash_s
         if piece.state == "masked":

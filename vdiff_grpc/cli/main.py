@@ -288,7 +288,11 @@ def _require(extra: str) -> None:
 def _told(error: ClientError) -> str:
     again = "" if error.retry_after_s is None else f" (try again in {error.retry_after_s:g} s)"
     code: grpc.StatusCode = error.code
-    return f"{error.message}{again} [{error.reason or code.name}]"
+    # A field deep inside is told by its path: which keyword of a schema, which hole.
+    paths = [violation.field.removeprefix("spec.") for violation in error.violations]
+    deep = [path for path in paths if path.count(".") > 1]
+    where = f" at {', '.join(deep)}" if deep else ""
+    return f"{error.message}{where}{again} [{error.reason or code.name}]"
 
 
 def _unreachable(address: str, error: UnavailableError) -> str:

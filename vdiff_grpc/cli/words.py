@@ -85,13 +85,13 @@ def summary(canvas: Canvas, given: Given) -> str:
         f"{metrics.tokens_per_forward:.2f} tokens per forward",
         *([f"{metrics.remasked} masked again"] if metrics.remasked else []),
         *([f"{metrics.revised} revised"] if metrics.revised else []),
-        *([hurry_words(canvas)] if metrics.hurried else []),
         time_words(metrics.total_time_ns / 1e9, given.budget_s),
     )
     ends = dict.fromkeys(end_reason(end) for end in finished.ends)
     seeds = [str(end.seed) for end in finished.ends]
     scores = [f"{end.score:.3f}" for end in finished.ends if end.HasField("score")]
     end = (
+        *([hurry_words(canvas)] if metrics.hurried else []),
         f"ended by {', '.join(ends)}",
         f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}",
         *([f"score{'s' * (len(scores) > 1)} {', '.join(scores)}"] if scores else []),
