@@ -47,6 +47,14 @@ class CompletionChoice(Struct, frozen=True):
     finish_reason: FinishReason | None = None
     logprobs: CompletionLogprobs | None = None
     diffusion: ChoiceDiffusion | UnsetType = UNSET
+    hole_texts: Annotated[
+        list[str] | UnsetType,
+        Meta(description="With infill: each hole's text, in order. `text` is all of them."),
+    ] = UNSET
+    hole_index: Annotated[
+        int | UnsetType,
+        Meta(description="With infill, in a stream: the hole that `text` belongs to, from 0."),
+    ] = UNSET
 
 
 class Completion(Struct, frozen=True):

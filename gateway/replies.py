@@ -42,6 +42,7 @@ def completion(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.Compl
             finish_reason=finish_reason(output.end),
             logprobs=_completion_logprobs(job, output.tokens),
             diffusion=_diffusion(job, base + output.index, output, reply.metrics),
+            hole_texts=UNSET if job.names.holes is None else list(output.hole_texts),
         )
         for base, echo, reply in zip(_bases(replies), job.echoes, replies, strict=True)
         for output in reply.outputs
@@ -170,13 +171,21 @@ class ChunkStream(ABC):
 
 class CompletionStream(ChunkStream):
     id_prefix = "cmpl"
+    _hole_index: int | UnsetType = UNSET
+
+    def event(self, prompt_index: int, event: v1.StreamGenerateResponse) -> list[Chunk]:
+        if self._job.names.holes is not None:
+            self._hole_index = event.committed.hole_index
+        return super().event(prompt_index, event)
 
     def _opening(self, index: int, echo: str) -> list[Chunk]:
         return [self._chunk([openai.CompletionChoice(index, echo)], self._no_usage)] if echo else []
 
     def _text(self, index: int, text: str, tokens: v1.Tokens) -> Chunk:
         probabilities = _completion_logprobs(self._job, tokens)
-        choice = openai.CompletionChoice(index, text, None, probabilities)
+        choice = openai.CompletionChoice(
+            index, text, None, probabilities, hole_index=self._hole_index
+        )
         return self._chunk([choice], self._no_usage)
 
     def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk:
