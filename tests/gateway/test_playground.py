@@ -122,9 +122,10 @@ def test_the_gap_before_a_suffix_is_filled(tab: Tab, http: httpx.Client) -> None
     tab.run()
     chosen = asked(http, suffix=suffix, min_tokens=1, max_tokens=6)
     assert tab.answer() == chosen["choices"][0]["text"]
-    assert tab.page.locator(".hole").get_attribute("data-length") == str(
-        chosen["usage"]["completion_tokens"]
-    )
+    length = chosen["usage"]["completion_tokens"]
+    hole = tab.page.locator(".canvas .hole")
+    assert hole.get_attribute("data-length") == str(length)
+    assert (hole.get_attribute("title") or "").endswith(" of 1 to 6")
 
 
 def test_a_document_is_filled_and_shows_its_holes(tab: Tab, http: httpx.Client) -> None:
@@ -150,12 +151,12 @@ def test_a_document_is_filled_and_shows_its_holes(tab: Tab, http: httpx.Client) 
     # What is given stands from the first moment to the last.
     tab.page.locator("#moment").fill("0")
     given = "".join(one.text_content() or "" for one in tab.page.locator(".canvas .given").all())
-    assert given == "<|bos|>Tom had a ball. He it and home."
+    assert given == "<|bos|>Tomhadaball.Heitandhome."
     link = tab.page.url
     tab.fill(document="Tom had a{{1..4}} ball.")
     tab.run()
     length = holes.get_attribute("data-length")
-    tab.page.locator(".hole .cell").first.hover()
+    tab.page.locator(".canvas .hole .cell").first.hover()
     assert f"{length} position" in tab.page.locator(".run .hint").inner_text()
     assert " of 1 to 4" in tab.page.locator(".run .hint").inner_text()
     # Where it is no document, the field says why: here, and by the server.
@@ -184,7 +185,6 @@ def test_documents_are_read_as_the_client_reads_them(tab: Tab) -> None:
         "a {{4:regex=[0-9]{2}}} b",
         "{{1..4:choice=red|dark blue}}",
         'a{{4:json_schema={"a": {"b": {}}, "c": 1}}} {"d": {}}',
-        "{{4:json_schema=true}}} x",
         "none",
         "a {{2:color=red}}",
         "a {{2:regex=b",
@@ -262,7 +262,7 @@ def test_constraints_and_haste_are_asked_for_and_shown(tab: Tab) -> None:
     tab.run()
     assert "nothing to choose from" in tab.page.locator("#why-choice").inner_text()
     disabled = tab.page.locator("[name=cache] option[disabled]").all()
-    assert {option.get_attribute("value") for option in disabled} == {"settled", "prefix", "dual"}
+    assert {option.get_attribute("value") for option in disabled} == {"settled"}
 
 
 def test_the_form_has_every_strategy_of_the_model_with_its_parameters(

@@ -138,7 +138,8 @@ export class Form {
     const { prompt, document: document_ } = this.parts;
     if (this.mode === "chat") return { texts: [""], holes: [] };
     if (this.mode === "infill") return parts(parse(document_.value));
-    return { texts: [prompt.value, this.suffix], holes: [] };
+    const { min_tokens: least, max_tokens: most } = this.suffix ? this.numbers(["min_tokens", "max_tokens"]) : {};
+    return { texts: [prompt.value, this.suffix], holes: least ? [{ min_length: least, max_length: most }] : [] };
   }
   get suffix() { return this.parts.suffix.disabled ? "" : this.parts.suffix.value; }
 
