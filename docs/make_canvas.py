@@ -1,8 +1,8 @@
 """Draws docs/canvas.svg and docs/infill.svg: one request at some of its steps, from a running server.
 
 python -m docs.make_canvas "Once upon a time" --max-new-tokens 48 --seed 7 --show 1 8 20 34 48
-python -m docs.make_canvas --out infill.svg --show 1 2 9 --seed 4 --infill \
-    'Tom had a {{1..4}} ball. He {{2..9}} with it. Then {{6}} and they went home.'
+python -m docs.make_canvas --out infill.svg --show 1 5 9 15 --temperature 0.7 --seed 2 --infill \
+    'Once upon a time, there was a little girl named{{1}}. She liked to{{2..9}}. One day, her{{3}} said,{{6}} Then they{{2..9}} and went home.'
 
 Takes the flags of `vdiff-grpc watch`.
 """

@@ -94,7 +94,7 @@ def summary(canvas: Canvas, given: Given) -> str:
         *([hurry_words(canvas)] if metrics.hurried else []),
         f"ended by {', '.join(ends)}",
         f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}",
-        *([f"score{'s' * (len(scores) > 1)} {', '.join(scores)}"] if scores else []),
+        *([f"score {scores[0]}"] if len(scores) == 1 else []),  # several have them above
     )
     return " · ".join(cost) + "\n" + " · ".join(end)
 
