@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 from msgspec import UNSET
 
 from vdiff_grpc import v1
@@ -25,7 +26,7 @@ _UPDATES: dict[
 }
 
 
-def of_choice(index: int, output: v1.Output) -> openai.ChoiceDiffusion:
+def of_choice(index: int, output: v1.Output, hurried: bool) -> openai.ChoiceDiffusion:
     """Of an answer that came whole. index: the choice's."""
     tokens, end = output.tokens, output.end
     changes = [step(index, update) for update in output.trajectory]
@@ -38,6 +39,7 @@ def of_choice(index: int, output: v1.Output) -> openai.ChoiceDiffusion:
         _rounded(tokens.confidences),
         round(end.score, 6) if end.HasField("score") else UNSET,
         changes or UNSET,
+        hurried or UNSET,
     )
 
 
@@ -52,7 +54,7 @@ def start(index: int, layout: v1.CanvasLayout) -> openai.DiffusionStart:
 
 
 def step(index: int, update: v1.StepUpdate) -> openai.DiffusionChange:
-    return _UPDATES[update.kind](
+    change = _UPDATES[update.kind](
         index,
         update.step,
         update.block,
@@ -62,6 +64,13 @@ def step(index: int, update: v1.StepUpdate) -> openai.DiffusionChange:
         list(update.texts),
         _rounded(update.confidences),
     )
+    if update.hurried and isinstance(change, openai.DiffusionUnmask):
+        return msgspec.structs.replace(change, hurried=True)
+    return change
+
+
+def end(index: int, end: v1.OutputEnd, hurried: bool) -> openai.DiffusionEnd:
+    return openai.DiffusionEnd(index, end.seed, end.forward_passes, hurried or UNSET)
 
 
 def snapshot(index: int, snapshot: v1.CanvasSnapshot) -> openai.DiffusionSnapshot:

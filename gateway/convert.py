@@ -15,6 +15,7 @@ from vdiff_grpc import v1
 
 from .errors import ApiError, from_json, invalid
 from .formats import client_name, constraint_of, text_constraint
+from .infill import segment_name, set_template
 from .openai import (
     CHAT_DECODER,
     CHOICES,
@@ -53,13 +54,15 @@ CACHES: dict[str, Any] = {
 class Names:
     """What the client calls fields of GenerationSpec that have another name there.
 
-    prompts: the input of each spec.
+    prompts: the input of each spec. holes: for each segment of a document with holes the name of
+    its constraint.
     """
 
     max_new_tokens: str
     prompts: tuple[str, ...] = ("prompt",)
     top_logprobs: str = "top_logprobs"
     constraint: str = "response_format"
+    holes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +105,14 @@ def parse_completion(body: bytes) -> Job:
     check_completion(request)
     specs = []
     echoes = []
+    holes: tuple[str, ...] | None = None
     prompt_is_list, prompts = _prompts(request)
     for prompt in prompts:
         spec = _spec(request, _max_new_tokens(request))
-        if isinstance(prompt, str):
+        if request.infill is not None:
+            holes = set_template(spec, request.infill)
+            spec.MergeFrom(v1.GenerationSpec(suffix=request.suffix))
+        elif isinstance(prompt, str):
             _set_text(spec, prompt, request)
         else:
             spec.token_ids.ids.extend(prompt)
@@ -118,6 +125,7 @@ def parse_completion(body: bytes) -> Job:
         _max_tokens_name(request, "max_tokens"),
         tuple(f"prompt[{i}]" for i in range(len(specs))) if prompt_is_list else ("prompt",),
         top_logprobs="logprobs",
+        holes=holes,
     )
     return _job(request, specs, names, request.logprobs, echoes)
 
@@ -349,6 +357,8 @@ def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
         return client_name(path, names.constraint)
     if path in ("model", "suffix", "priority", "return_trajectory"):
         return path
+    if path.startswith("infill") and names.holes is not None:
+        return segment_name(path, names.holes)
     if path.startswith("infill"):  # a gap whose length is to be chosen
         ends = {".min_length": "min_tokens", "[0].text": prompt, "[2].text": "suffix"}
         named = (name for end, name in ends.items() if path.endswith(end))

@@ -43,6 +43,39 @@ COMPLETION_EXAMPLES: Examples = {
             "max_tokens": 12,
         },
     },
+    "holes": {
+        "summary": "Fill several holes at once",
+        "value": {
+            "prompt": "",
+            "infill": [
+                "Tom had a",
+                {"max_length": 4},
+                " ball. He",
+                {"length": 4},
+                " with it and went home.",
+            ],
+        },
+    },
+    "constrained": {
+        "summary": "An answer that is JSON of a schema",
+        "value": {
+            "prompt": "Tom is a boy, and he is six. ",
+            "max_tokens": 40,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {
+                            "name": {"enum": ["Tom", "Lily"]},
+                            "age": {"type": "integer", "minimum": 0, "maximum": 99},
+                        },
+                        "required": ["name", "age"],
+                    }
+                },
+            },
+        },
+    },
     "diffusing": {
         "summary": "Watch the canvas fill in",
         "value": {

@@ -51,19 +51,23 @@ class TextFormat(Struct, kw_only=True, omit_defaults=True):
 
 
 def constraint_of(
-    given: ResponseFormat | None, regex: str | None, choice: list[str] | None
+    given: ResponseFormat | None, regex: str | None, choice: list[str] | None, where: str = ""
 ) -> tuple[v1.Constraint | None, str]:
-    """The constraint, None without one, and what the client calls it. Raises ApiError."""
+    """The constraint, None without one, and what the client calls it. Raises ApiError.
+
+    where: what stands before the fields' names.
+    """
     found: list[tuple[v1.Constraint, str]] = []
     if given is not None:
         schema = given.json_schema.schema if given.json_schema is not None else None
-        asked = _of_format(given.type, schema, "response_format", ".json_schema")
+        asked = _of_format(given.type, schema, f"{where}response_format", ".json_schema")
         if asked is not None:
-            found.append((asked, "response_format"))
+            found.append((asked, f"{where}response_format"))
     if regex is not None:
-        found.append((v1.Constraint(regex=regex), "guided_regex"))
+        found.append((v1.Constraint(regex=regex), f"{where}guided_regex"))
     if choice is not None:
-        found.append((v1.Constraint(choice=v1.Choice(options=choice)), "guided_choice"))
+        choices = v1.Choice(options=choice)
+        found.append((v1.Constraint(choice=choices), f"{where}guided_choice"))
     if len(found) > 1:
         first, second = found[0][1], found[1][1]
         raise invalid(f"{second} cannot be set with {first}: an answer is held to one", second)
@@ -86,7 +90,7 @@ def client_name(path: str, name: str) -> str:
     """Of a path in the contract's constraint: `constraint.json_schema.items` and its like."""
     kind, _, rest = path.removeprefix("constraint").lstrip(".").partition(".")
     if kind == "json_schema":
-        schema = "json_schema.schema" if name == "response_format" else "schema"
+        schema = "json_schema.schema" if name.endswith("response_format") else "schema"
         return f"{name}.{schema}" + (f".{rest}" if rest else "")
     return name + rest.removeprefix("options")
 

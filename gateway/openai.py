@@ -12,6 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .formats import ResponseFormat
+from .infill import InfillSegment
 from .strategies import Strategy, choices
 
 _UINT32 = 2**32 - 1
@@ -238,6 +239,14 @@ class CompletionRequest(GenerationFields, kw_only=True):
         Meta(description="Text that follows: the gap between prompt and suffix is filled in."),
     ] = None
     min_tokens: MinTokens = None
+    infill: Annotated[
+        list[InfillSegment] | None,
+        Meta(
+            description="In place of a prompt, which then is empty: a document with holes, all of "
+            "which are filled at once. Text, lists of token ids, and holes, in order; at most 256. "
+            "Not with suffix, max_tokens and echo; constraints are the holes' own."
+        ),
+    ] = None
     echo: Annotated[
         bool | None, Meta(description="Put the prompt before the answer. Only for text prompts.")
     ] = None

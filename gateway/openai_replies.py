@@ -47,6 +47,14 @@ class CompletionChoice(Struct, frozen=True):
     finish_reason: FinishReason | None = None
     logprobs: CompletionLogprobs | None = None
     diffusion: ChoiceDiffusion | UnsetType = UNSET
+    hole_texts: Annotated[
+        list[str] | UnsetType,
+        Meta(description="With infill: each hole's text, in order. `text` is all of them."),
+    ] = UNSET
+    hole_index: Annotated[
+        int | UnsetType,
+        Meta(description="With infill, in a stream: the hole that `text` belongs to, from 0."),
+    ] = UNSET
 
 
 class Completion(Struct, frozen=True):
@@ -144,6 +152,14 @@ class _DiffusionStep(Struct, frozen=True):
 class DiffusionUnmask(_DiffusionStep, frozen=True, tag_field="kind", tag="unmask"):
     """Positions that one denoising step filled. The columns are parallel."""
 
+    hurried: Annotated[
+        bool | UnsetType,
+        Meta(
+            description="True where some were filled earlier than the strategy would have, for the "
+            "sake of the latency budget. Else absent."
+        ),
+    ] = UNSET
+
 
 class DiffusionRevise(_DiffusionStep, frozen=True, tag_field="kind", tag="revise"):
     """Positions that got another token."""
@@ -166,12 +182,22 @@ class DiffusionSnapshot(Struct, frozen=True, tag_field="kind", tag="snapshot"):
     tokens: _CanvasTokens
 
 
+_Hurried = Annotated[
+    bool | UnsetType,
+    Meta(
+        description="True where an answer to this prompt was hurried for the sake of the latency "
+        "budget: another time it may have other tokens. Else absent."
+    ),
+]
+
+
 class DiffusionEnd(Struct, frozen=True, tag_field="kind", tag="end"):
     """What the answer cost. A request with this seed and n = 1 gives it again."""
 
     index: int
     seed: int
     forward_passes: int
+    hurried: _Hurried = UNSET
 
 
 Diffusion = (
@@ -209,6 +235,7 @@ class ChoiceDiffusion(Struct, frozen=True):
         list[DiffusionChange] | UnsetType,
         Meta(description="With return_trajectory: every change of the canvas, in order."),
     ] = UNSET
+    hurried: _Hurried = UNSET
 
 
 class CompletionChunk(Struct, frozen=True):

@@ -119,6 +119,10 @@ def check_completion(request: CompletionRequest) -> None:
         raise invalid(f"best_of ({best_of}) above n ({n}) cannot be used with stream", "best_of")
     if request.echo and request.logprobs is not None:
         raise unsupported("logprobs", "logprobs with echo are not supported: a prompt has none")
+    if request.infill is not None and request.prompt != "":
+        raise invalid("infill cannot be set with a prompt: its text goes into infill", "prompt")
+    if request.infill is not None and request.echo:
+        raise invalid("echo (true) cannot be used with infill", "echo")
     if request.echo and not _is_text(request.prompt):
         raise invalid("echo (true) needs text prompts, not token ids", "echo")
     if request.suffix is not None and not _is_text(request.prompt):

@@ -41,7 +41,8 @@ def completion(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.Compl
             text=echo + output.text,
             finish_reason=finish_reason(output.end),
             logprobs=_completion_logprobs(job, output.tokens),
-            diffusion=_diffusion(job, base + output.index, output),
+            diffusion=_diffusion(job, base + output.index, output, reply.metrics),
+            hole_texts=UNSET if job.names.holes is None else list(output.hole_texts),
         )
         for base, echo, reply in zip(_bases(replies), job.echoes, replies, strict=True)
         for output in reply.outputs
@@ -66,7 +67,7 @@ def chat(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.ChatComplet
             message=openai.AssistantMessage("assistant", output.text),
             finish_reason=finish_reason(output.end),
             logprobs=chat_logprobs(job, output.tokens),
-            diffusion=_diffusion(job, output.index, output),
+            diffusion=_diffusion(job, output.index, output, reply.metrics),
         )
         for output in reply.outputs
     ]
@@ -135,7 +136,7 @@ class ChunkStream(ABC):
                     self._ending(
                         base + end.index,
                         finish_reason(end),
-                        openai.DiffusionEnd(base + end.index, end.seed, end.forward_passes)
+                        canvas.end(base + end.index, end, event.finished.metrics.hurried)
                         if self._job.diffusing
                         else UNSET,
                     )
@@ -170,13 +171,21 @@ class ChunkStream(ABC):
 
 class CompletionStream(ChunkStream):
     id_prefix = "cmpl"
+    _hole_index: int | UnsetType = UNSET
+
+    def event(self, prompt_index: int, event: v1.StreamGenerateResponse) -> list[Chunk]:
+        if self._job.names.holes is not None:
+            self._hole_index = event.committed.hole_index
+        return super().event(prompt_index, event)
 
     def _opening(self, index: int, echo: str) -> list[Chunk]:
         return [self._chunk([openai.CompletionChoice(index, echo)], self._no_usage)] if echo else []
 
     def _text(self, index: int, text: str, tokens: v1.Tokens) -> Chunk:
         probabilities = _completion_logprobs(self._job, tokens)
-        choice = openai.CompletionChoice(index, text, None, probabilities)
+        choice = openai.CompletionChoice(
+            index, text, None, probabilities, hole_index=self._hole_index
+        )
         return self._chunk([choice], self._no_usage)
 
     def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk:
@@ -335,9 +344,11 @@ def chat_logprobs(job: Job, tokens: v1.Tokens) -> openai.ChatLogprobs | None:
     return None if job.top_logprobs is None else logprobs.of_chat(tokens)
 
 
-def _diffusion(job: Job, index: int, output: v1.Output) -> openai.ChoiceDiffusion | UnsetType:
+def _diffusion(
+    job: Job, index: int, output: v1.Output, metrics: v1.Metrics
+) -> openai.ChoiceDiffusion | UnsetType:
     told = job.diffusing or job.request.return_trajectory
-    return canvas.of_choice(index, output) if told else UNSET
+    return canvas.of_choice(index, output, metrics.hurried) if told else UNSET
 
 
 def _usage(usages: Iterable[v1.Usage]) -> Usage:

@@ -93,7 +93,8 @@ class ResponseEventStream:
         whole = head.ended(part, end, self._finished.usage)
         events: list[ResponseEvent] = []
         if self._job.diffusing:
-            events.append(self._diffusion(openai.DiffusionEnd(0, end.seed, end.forward_passes)))
+            hurried = self._finished.metrics.hurried
+            events.append(self._diffusion(canvas.end(0, end, hurried)))
         events += [
             out.OutputTextDone(
                 sequence_number=self._next(), item_id=head.item_id, text=text, logprobs=logprobs

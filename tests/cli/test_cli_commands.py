@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from vdiff_grpc.cli.flags import add_call_flags, add_sampling_flags, read_ask
 from vdiff_grpc.cli.main import main
-from vdiff_grpc.client import Client
+from vdiff_grpc.client import Client, SpecFields, template
 
 PROMPT = "Once upon a time"
 
@@ -52,12 +56,14 @@ def test_generate_passes_every_parameter_on(call) -> None:
         *("--stop", "zzz", "--stop", "yyy", "--stop-token-id", "9", "--ignore-eos"),
         *("--block-length", "4", "--steps", "6", "--cfg-scale", "0.5", "--remasking", "random"),
         *("--request-id", "mine", "--timeout", "60", "--top-logprobs", "3"),
+        *("--latency-budget", "60", "--return-trajectory"),
     )
     assert code == 0
     reply = json.loads(out)
     assert reply["request_id"] == "mine"
     assert len(reply["outputs"]) == 2
     assert reply["outputs"][0]["index"] == 0
+    assert all(output["trajectory"] for output in reply["outputs"])
     sampling, diffusion = reply["resolved"]["sampling"], reply["resolved"]["diffusion"]
     assert sampling == {
         "max_new_tokens": 12,
@@ -137,6 +143,125 @@ def test_watch_writes_plain_lines_into_a_pipe(call, demo_address: str) -> None:
     assert "8 tokens · 8 forward passes · 1.00 tokens per forward" in out
 
 
+CHOSEN = "Tom had a{{1..4}} ball. He went home."
+HELD = "Tom had a{{1}} ball. He had{{2:choice= red| green}} toys."
+
+
+def test_every_field_of_a_request_has_a_flag() -> None:
+    parser = argparse.ArgumentParser()
+    add_call_flags(parser)
+    add_sampling_flags(parser)
+    valued = (
+        *("model", "request-id", "max-new-tokens", "temperature", "top-p", "top-k", "seed", "n"),
+        *("best-of", "stop", "stop-token-id", "block-length", "steps", "cfg-scale", "priority"),
+        *("latency-budget", "cache-refresh-steps", "suffix-window", "top-logprobs", "threshold"),
+        "regex",
+    )
+    words = ["--ignore-eos", "--partial-on-deadline", "--cache=none"]
+    words += [f"--{name}=1" for name in valued]
+    said = set()
+    for shape in (["x", "--suffix", "b"], ["x", "--chat"], ["{{2}}", "--infill"]):
+        fields = read_ask(parser.parse_args([*shape, *words])).fields
+        said |= {name for name, value in fields.items() if value not in (None, "")}
+    # Token ids are no words, and how a canvas filled in is asked for with --json.
+    assert said == SpecFields.__annotations__.keys() - {"token_ids", "return_trajectory"}
+
+
+def test_a_schema_is_a_file_standard_input_or_the_flag_itself(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = '{"type": "object", "properties": {"age": {"const": 7}}, "required": ["age"]}'
+    (tmp_path / "schema.json").write_text(schema)
+    for where in (schema, str(tmp_path / "schema.json"), "-"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(schema))
+        code, out, _ = call(
+            "generate", "Tom: ", "--json-schema", where, "--temperature", "1", "--seed", "3"
+        )
+        assert code == 0
+        assert json.loads(out) == {"age": 7}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a {{two}}", "--infill"], "{{two}} is not a hole, which is {{4}}, {{2..9}} or"),
+        (["a", "--infill"], "the template has no hole"),
+        (
+            ["a", "--json-schema", "/nowhere/a.json"],
+            "--json-schema /nowhere/a.json: cannot be read",
+        ),
+        (["-", "--json-schema", "-"], "cannot both be standard input"),
+        (
+            ["a", "--json-schema", '{"type": "object", "properties": {"b": {"not": {}}}}'],
+            "not is not supported at constraint.json_schema.properties.b.not [INVALID_FIELD]",
+        ),
+        (["{{2:regex=[}}", "--infill"], "at infill.segments[0].hole.constraint.regex"),
+        (["a", "--latency-budget", "0"], "latency_budget"),
+        (["a", "--best-of", "9"], "best_of (9) exceeds the server's limit"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_one_line_with_its_place(
+    call, arguments: list[str], words: str
+) -> None:
+    code, out, err = call("generate", *arguments)
+    assert (code, out) == (1, "")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_watch_shows_holes_among_frozen_text_with_the_lengths_that_were_chosen(
+    call, demo_address: str
+) -> None:
+    for text, holes, given in (
+        (CHOSEN, "2 of 1..4", r"Tom had a\[.*\] ball\. He went home\."),
+        (HELD, "1, 2 choice red | green", r"Tom had a\[.*\] ball\. He had\[.*\] toys\."),
+    ):
+        code, out, err = call("watch", "--infill", text, "--seed", "3")
+        assert (code, err) == (0, "")
+        lines = out.splitlines()
+        assert lines[0] == f"holes: {holes}"
+        steps = [line for line in lines if line.startswith("step ")]
+        assert steps
+        assert all(re.fullmatch(f".*  {given}", line) for line in steps)
+        with Client(demo_address) as client:
+            output = client.generate(infill=template(text), seed=3).outputs[0]
+        assert re.sub(r"\{\{.*?\}\}", "{}", text).format(*output.hole_texts) in lines
+
+
+def test_watch_says_what_holds_and_what_was_hurried(call) -> None:
+    code, out, _ = call(
+        *("watch", PROMPT, "--max-new-tokens", "16", "--block-length", "8", "--steps", "16"),
+        *("--ignore-eos", "--latency-budget", "0.001", "--regex", "[a-z .]+"),
+    )
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[:2] == ["constraint: regex [a-z .]+", "latency budget: 0.001 s"]
+    assert ["hurried" in line for line in lines[2:4]] == [True, True]
+    assert re.search(r" [\d.]+ s of 0.001 s, [\d.]+ s late\nhurried at 2 steps · ", out)
+
+
+def test_watch_shows_all_candidates_with_their_scores(call, demo_address: str) -> None:
+    sampled = ("--max-new-tokens", "8", "--temperature", "1", "--seed", "4", "--best-of", "3")
+    code, out, err = call("watch", PROMPT, *sampled, "--request-id", "judged")
+    assert (code, err) == (0, "")
+    with Client(demo_address) as client:
+        reply = client.generate(PROMPT, max_new_tokens=8, temperature=1.0, seed=4, n=3, best_of=3)
+    assert all(f"answer {i}  step 1  " in out for i in (1, 2, 3))
+    for output in reply.outputs:
+        title = f"--- answer {output.index + 1} · score {output.end.score:.3f} ---"
+        assert f"{title}\n{PROMPT}{output.text}\n" in out
+        filled = [
+            line for line in out.splitlines() if line.startswith(f"answer {output.index + 1}")
+        ]
+        assert filled[-1].endswith(f"{PROMPT}{output.text}")
+    assert len({output.text for output in reply.outputs}) > 1
+    code, out, _ = call("generate", PROMPT, *sampled)
+    assert out == reply.outputs[0].text + "\n"
+    code, out, _ = call("watch", PROMPT, *sampled, "--n", "1")
+    assert "answer" not in out
+    assert f"score {reply.outputs[0].end.score:.3f}\n" in out
+
+
 def test_watch_shows_a_gap_between_prompt_and_suffix(call) -> None:
     code, out, _ = call(
         "watch", "The cat sat", "--suffix", " the house.", "--max-new-tokens", "4", "--n", "2"
@@ -177,6 +302,8 @@ def test_no_server_is_one_line_that_says_where_and_what_to_do(
         (["generate", PROMPT, "--seed", "-1"], "-1 is not from 0 to"),
         (["generate", PROMPT, "--n", "two"], "invalid whole number value: 'two'"),
         (["generate", PROMPT, "--chat", "--suffix", "x"], "not allowed with"),
+        (["generate", PROMPT, "--chat", "--infill"], "not allowed with"),
+        (["generate", PROMPT, "--regex", "x", "--choice", "y"], "not allowed with"),
         (["generate", PROMPT, "--threshold", "1", "--remasking", "random"], "not allowed with"),
         (["generate", PROMPT, "--strategy", "wino", "--threshold", "1"], "not allowed with"),
         (["generate", PROMPT, "--strategy", "greedy"], "strategy (greedy) must be one of"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
@@ -15,10 +16,11 @@ from rich.style import Style
 
 from vdiff_grpc import v1
 from vdiff_grpc.cli.live import LiveView, confidence_colour, wrap
-from vdiff_grpc.cli.terminal import Given, PlainView, num_blocks, printable, show
+from vdiff_grpc.cli.terminal import PlainView, num_blocks, show
+from vdiff_grpc.cli.words import Given, constraint_words, end_reason, printable
 
 MASK_ID, END_ID = 2, 0
-GIVEN = Given("The cat", " end", frozenset([END_ID]))
+GIVEN = Given(("The cat", " end"), frozenset([END_ID]))
 # A word in two tokens, a newline, an end token and what follows it.
 TEXTS = [" sat", " hap", "pily", ".", "\n", "He", "<|end|>", "<|end|>"]
 
@@ -97,10 +99,10 @@ async def test_plain_lines_show_every_step_and_then_the_text_and_a_summary() -> 
     out = io.StringIO()
     await show(_stream(EVENTS), PlainView(out, GIVEN))
     assert out.getvalue().splitlines() == [
-        "step 1  block 1  filled 1/8  passes 1  The cat sat░░░░░░░ end",
-        "step 2  block 1  filled 3/8  passes 2  The cat sat░pily.░░░░ end",
-        "step 3  block 2  filled 6/8  passes 3  The cat sat░pily.░He∎· end",
-        "step 4  block 1  filled 8/8  passes 4  The cat sat happily.↵He∎· end",
+        "step 1  block 1  filled 1/8  passes 1  The cat[ sat░░░░░░░] end",
+        "step 2  block 1  filled 3/8  passes 2  The cat[ sat░pily.░░░░] end",
+        "step 3  block 2  filled 6/8  passes 3  The cat[ sat░pily.░He∎·] end",
+        "step 4  block 1  filled 8/8  passes 4  The cat[ sat happily.↵He∎·] end",
         "",
         "The cat sat happily.",
         "He end",
@@ -114,7 +116,7 @@ async def test_plain_lines_fit_an_output_that_knows_only_ascii() -> None:
     raw = io.BytesIO()
     out = io.TextIOWrapper(raw, "ascii")
     await show(_stream(EVENTS[:2]), PlainView(out, GIVEN))
-    assert raw.getvalue() == b"step 1  block 1  filled 1/8  passes 1  The cat sat_______ end\n"
+    assert raw.getvalue() == b"step 1  block 1  filled 1/8  passes 1  The cat[ sat_______] end\n"
 
 
 async def test_plain_lines_name_the_answer_when_there_are_several() -> None:
@@ -135,8 +137,8 @@ async def test_a_terminal_shows_the_canvas_within_its_width(width: int) -> None:
     await show(_stream(EVENTS), LiveView(console, GIVEN))
     screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert all(len(line) <= width for line in screen.replace("\r", "\n").splitlines())
-    assert "│ The cat sat happily.↵" in screen
-    assert "│ He∎· end" in screen
+    assert "│ The cat [sat happily.↵" in screen
+    assert "│ He∎·]⁸ end" in screen
     assert screen.endswith("ended by end of text · seed 5\n")
     # The colours of two positions, without the flash of a fresh one.
     for confidence in (0.2, 0.7):
@@ -155,7 +157,7 @@ async def test_a_terminal_flashes_fresh_positions_and_dims_masked_ones() -> None
 async def test_a_canvas_higher_than_the_terminal_is_cropped_to_it_until_the_end() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=40, height=12)
-    tall = Given("\n".join(f"line {i}" for i in range(30)), "")
+    tall = Given(("\n".join(f"line {i}" for i in range(30)),))
     view = LiveView(console, tall, frame_s=0)
     for event in EVENTS[:2]:
         view.apply(event)
@@ -190,10 +192,10 @@ async def test_a_delay_slows_the_picture_and_not_the_reading() -> None:
     class Recorder:
         seen_at_first_step = 0
 
-        def apply(self, event: v1.StreamGenerateResponse) -> None:
+        def apply(self, event: v1.StreamGenerateResponse, at_s: float) -> None:
             pass
 
-        def tick(self) -> None:
+        def tick(self, at_s: float) -> None:
             self.seen_at_first_step = self.seen_at_first_step or len(read)
 
         def close(self) -> None:
@@ -246,7 +248,7 @@ def test_what_lies_beyond_the_answer_is_shown_and_is_no_text() -> None:
     finish[-1].finished.metrics.remasked = 3
     finish[-1].finished.metrics.revised = 1
     out = io.StringIO()
-    view = PlainView(out, GIVEN)
+    view = PlainView(out, Given(("The cat",), frozenset([END_ID])))
     for event in (start, _update(0, [0, 1, 2, 3]), _update(1, [7]), *finish):
         view.apply(event)
     lines = out.getvalue().splitlines()
@@ -256,3 +258,85 @@ def test_what_lies_beyond_the_answer_is_shown_and_is_no_text() -> None:
     assert "\nThe cat sat happily.\nHe\n" in out.getvalue()
     assert "3 masked again · 1 revised · " in out.getvalue()
     assert num_blocks(start.started) == 3
+
+
+def _screen(out: io.StringIO) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+
+
+def test_a_terminal_shows_the_constraint_and_what_is_left_of_the_budget() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, height=24)
+    asked = Given(
+        ("The cat", " end"), frozenset([END_ID]), constraint=v1.Constraint(regex=".*"), budget_s=2.0
+    )
+    view = LiveView(console, asked, frame_s=0)
+    begun_s = time.monotonic()
+
+    def seen(event: v1.StreamGenerateResponse, at_s: float) -> str:
+        out.seek(out.truncate(0))
+        view.apply(event, begun_s + at_s)
+        return _screen(out)
+
+    first = seen(_started(), 0.5)
+    assert "─ m · seed 5 · regex .* ─" in first
+    assert "1.50 s left of 2 s" in first
+    assert "hurried" not in first
+    hasty = _update(0, [0, 1])
+    hasty.step_update.hurried = True
+    assert "1.25 s left of 2 s · hurried at 1 step " in seen(hasty, 0.75)
+    assert "hurried at 1 step " in seen(_update(1, [2]), 1.0)
+    hasty.step_update.step = 2
+    assert "0.50 s over the budget of 2 s · hurried at 2 steps" in seen(hasty, 2.5)
+    out.seek(out.truncate(0))
+    view.tick(begun_s + 3.0)
+    assert "1.00 s over the budget" in _screen(out)
+    *_, finish = _finish()
+    finish.finished.metrics.hurried = True
+    finish.finished.ends[0].score = -1.5
+    last = seen(finish, 9.0)
+    assert "seed 5 · regex .* · score -1.500 ─" in last
+    assert "0.25 s used of 2 s · hurried at 2 steps" in last
+    view.close()
+    assert "forward · 0.25 s of 2 s\nhurried at 2 steps · ended by end of text" in _screen(out)
+    assert _screen(out).endswith("seed 5 · score -1.500\n")
+
+
+def test_a_delayed_picture_tells_the_budget_of_its_own_moment() -> None:
+    seen: list[float] = []
+
+    class Recorder:
+        def apply(self, event: v1.StreamGenerateResponse, at_s: float) -> None:
+            seen.append(at_s)
+
+        def tick(self, at_s: float) -> None:
+            seen.append(at_s)
+
+        def close(self) -> None:
+            pass
+
+    asyncio.run(show(_stream(EVENTS[:3]), Recorder(), delay_s=0.1))
+    assert max(seen) < time.monotonic() - 0.1
+
+
+def test_a_terminal_tells_which_lengths_the_holes_could_have_had() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, height=24)
+    holes = (v1.Hole(min_length=2, max_length=9, constraint=v1.Constraint(regex="a+")),)
+    view = LiveView(console, Given(("The cat", " end"), holes=holes), frame_s=0)
+    view.apply(EVENTS[0])
+    assert "The cat [░░░ " in _screen(out)
+    assert "]⁸ end" in _screen(out)
+    assert "holes 8 of 2..9 regex a+" in _screen(out)
+
+
+def test_constraints_are_told_in_a_few_words() -> None:
+    assert constraint_words(v1.Constraint(json_schema="{}")) == "json_schema"
+    colours = v1.Choice(options=[" red", "green\n"])
+    assert constraint_words(v1.Constraint(choice=colours)) == "choice red | green"
+    long = constraint_words(v1.Constraint(regex="a\n" + "b" * 99))
+    assert long == "regex a↵" + "b" * 31 + "…"
+
+
+def test_an_answer_that_its_deadline_ended_says_so() -> None:
+    assert end_reason(v1.OutputEnd(finish_reason=v1.FINISH_REASON_PARTIAL)) == "the deadline"

@@ -13,7 +13,14 @@ from gateway.convert import CACHES
 from gateway.openai import CommonFields
 from vdiff_grpc import v1
 from vdiff_grpc.cli.flags import add_sampling_flags
-from vdiff_grpc.client import build_spec, confidence_threshold, fixed_schedule, hole
+from vdiff_grpc.client import (
+    STRATEGIES,
+    build_spec,
+    confidence_threshold,
+    fixed_schedule,
+    hole,
+    regex,
+)
 from vdiff_grpc.client.requests import Cache, build_count, build_stream_options
 from vdiff_grpc.engine.caches.kinds import CacheKind
 
@@ -28,6 +35,7 @@ def test_only_what_is_said_is_sent() -> None:
 def test_a_hole_says_its_length_or_its_range() -> None:
     assert hole(3) == v1.Hole(length=3)
     assert hole(min_length=1, max_length=4) == v1.Hole(min_length=1, max_length=4)
+    assert hole(2, constraint=regex("a")).constraint == v1.Constraint(regex="a")
     assert not hole(3).HasField("max_length")
 
 
@@ -63,6 +71,10 @@ def test_every_parameter_reaches_its_field() -> None:
         suffix_window=5,
         priority=-4,
         latency_budget_s=1.5,
+        best_of=3,
+        partial_on_deadline=True,
+        return_trajectory=True,
+        constraint=regex("[0-9]+"),
     )
     assert spec == v1.GenerationSpec(
         text="a",
@@ -79,6 +91,7 @@ def test_every_parameter_reaches_its_field() -> None:
             stop=v1.StopCriteria(strings=["x"], token_ids=[4, 5]),
             ignore_eos=True,
             top_logprobs=8,
+            best_of=3,
         ),
         diffusion=v1.DiffusionParams(
             block_length=6,
@@ -91,7 +104,19 @@ def test_every_parameter_reaches_its_field() -> None:
         ),
         priority=-4,
         latency_budget=Duration(seconds=1, nanos=500_000_000),
+        partial_on_deadline=True,
+        return_trajectory=True,
+        constraint=v1.Constraint(regex="[0-9]+"),
     )
+    # The input and the strategy stand for the other cases of their oneofs.
+    others = {"token_ids", "chat", "infill", *STRATEGIES} - {"confidence_threshold"}
+    unsaid = {
+        field.name
+        for message in (spec, spec.sampling, spec.diffusion)
+        for field in message.DESCRIPTOR.fields
+        if field.name not in {said.name for said, _ in message.ListFields()}
+    }
+    assert unsaid == others
 
 
 def test_strategies_are_the_contract_s_messages() -> None:

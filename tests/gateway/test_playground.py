@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
 import gateway.playground
+from gateway.infill import InfillSegment, set_template
 from tests.conftest import RunningServer
 from tests.gateway.browser import Tab, chromium
 from tests.gateway.conftest import RunningGateway, eventually
 from vdiff_grpc import keys, v1
+from vdiff_grpc.client import template
+from vdiff_grpc.client.requests import build_spec
 
 PROMPT = "Once upon a time"
 FILLED = ".run .cell.filled"
@@ -113,6 +117,152 @@ def test_the_gap_before_a_suffix_is_filled(tab: Tab, http: httpx.Client) -> None
     assert tab.answer() == text
     assert tab.page.locator(".text").text_content() == PROMPT + text + suffix
     assert (tab.page.locator(".canvas").text_content() or "").endswith(suffix)
+    # The gap may be as long as it takes.
+    tab.fill(min_tokens="1", max_tokens="6")
+    tab.run()
+    chosen = asked(http, suffix=suffix, min_tokens=1, max_tokens=6)
+    assert tab.answer() == chosen["choices"][0]["text"]
+    length = chosen["usage"]["completion_tokens"]
+    hole = tab.page.locator(".canvas .hole")
+    assert hole.get_attribute("data-length") == str(length)
+    assert (hole.get_attribute("title") or "").endswith(" of 1 to 6")
+
+
+def test_a_document_is_filled_and_shows_its_holes(tab: Tab, http: httpx.Client) -> None:
+    document = "Tom had a{{1..4}} ball. He{{2:regex= [a-z]+}} it and{{3}} home."
+    tab.page.locator(".choice").get_by_text("Infill").click()
+    assert tab.page.locator("[name=max_tokens]").is_hidden()
+    tab.fill(document=document.replace("1..4", "1"))
+    tab.run()
+    segments = ["Tom had a", {"length": 1}, " ball. He", {"length": 2, "guided_regex": " [a-z]+"}]
+    segments += [" it and", {"length": 3}, " home."]
+    texts = asked(http, prompt="", max_tokens=None, infill=segments)["choices"][0]["hole_texts"]
+    assert [one.text_content() for one in tab.page.locator(".text .answer").all()] == texts
+    whole = "Tom had a{} ball. He{} it and{} home.".format(*texts)
+    assert tab.page.locator(".text").text_content() == whole
+    assert tab.page.locator(".canvas").text_content() == f"<|bos|>{whole}"
+    holes = tab.page.locator(".canvas .hole")
+    assert [one.get_attribute("data-length") for one in holes.all()] == ["1", "2", "3"]
+    assert [one.text_content() for one in holes.all()] == texts
+    assert holes.nth(1).get_attribute("title") == "Hole 2: 2 positions, regex  [a-z]+"
+    holes.nth(2).locator(".cell").first.hover()
+    assert "hole 3: 3 positions" in tab.page.locator(".run .hint").inner_text()
+    assert tab.page.locator("#legend-hole").is_visible()
+    # What is given stands from the first moment to the last.
+    tab.page.locator("#moment").fill("0")
+    given = "".join(one.text_content() or "" for one in tab.page.locator(".canvas .given").all())
+    assert given == "<|bos|>Tomhadaball.Heitandhome."
+    link = tab.page.url
+    tab.fill(document="Tom had a{{1..4}} ball.")
+    tab.run()
+    length = holes.get_attribute("data-length")
+    tab.page.locator(".canvas .hole .cell").first.hover()
+    assert f"{length} position" in tab.page.locator(".run .hint").inner_text()
+    assert " of 1 to 4" in tab.page.locator(".run .hint").inner_text()
+    # Where it is no document, the field says why: here, and by the server.
+    for wrong, words in (
+        ("Tom {{two}}", "{{two}} is not a hole"),
+        ("Tom {{2:choice=a|a}}{{9999}}", "(9999) is not in [1, "),
+    ):
+        tab.fill(document=wrong)
+        tab.run()
+        field = tab.page.locator("[name=document]")
+        said = tab.page.locator(f"#{field.get_attribute('aria-errormessage')}")
+        assert words in said.inner_text()
+        assert field.get_attribute("aria-invalid") == "true"
+    tab.fill(document="x")
+    assert said.count() == 0
+    tab.page.goto(link)
+    assert tab.page.input_value("[name=document]") == document.replace("1..4", "1")
+    assert tab.page.locator("[name=mode][value=infill]").is_checked()
+
+
+def test_documents_are_read_as_the_client_reads_them(tab: Tab) -> None:
+    for text in (
+        "Tom had a{{2}} ball. He{{2..12}} home.",
+        "{{1}}{{3}}",
+        r"\{{4}} {{1}} \\{{2}}\n}} {{{{3}}}} \\\{{{",
+        "a {{4:regex=[0-9]{2}}} b",
+        "{{1..4:choice=red|dark blue}}",
+        'a{{4:json_schema={"a": {"b": {}}, "c": 1}}} {"d": {}}',
+        "none",
+        "a {{2:color=red}}",
+        "a {{2:regex=b",
+        "{{2:json_schema={}",
+    ):
+        read = """async (text) => {
+          const { parse, write } = await import("/playground/template.js");
+          try {
+            const segments = parse(text);
+            return [segments, parse(write(segments))];
+          } catch (error) {
+            return error.param;
+          }
+        }"""
+        told = tab.page.evaluate(read, text)
+        try:
+            segments = template(text)
+        except ValueError:
+            assert told == "infill"
+            continue
+        spec = v1.GenerationSpec()
+        set_template(spec, msgspec.convert(told[0], list[InfillSegment]))
+        for one in spec.infill.segments:
+            if one.hole.constraint.HasField("json_schema"):
+                one.hole.constraint.json_schema = json.dumps(
+                    json.loads(one.hole.constraint.json_schema)
+                )
+        assert spec.infill == build_spec(infill=segments).infill
+        assert told[1] == told[0]
+
+
+def test_constraints_and_haste_are_asked_for_and_shown(tab: Tab) -> None:
+    schema = {"type": "object", "properties": {"happy": {"type": "boolean"}}, "required": ["happy"]}
+    problem = tab.page.get_by_role("alert")
+    tab.page.select_option("[name=constraint]", "schema")
+    tab.fill(schema=json.dumps(schema), block_length="8", steps="24", latency_budget_ms="1")
+    with tab.page.expect_request("**/v1/completions") as sent:
+        tab.run()
+    assert problem.is_hidden()
+    body = sent.value.post_data_json
+    assert body["response_format"] == {"type": "json_schema", "json_schema": {"schema": schema}}
+    assert body["latency_budget_ms"] == 1
+    assert json.loads(tab.answer()).keys() == {"happy"}
+    badges = tab.page.locator(".badges li:visible")
+    steps = tab.page.locator("#bars rect.hurried").count()
+    assert steps > 0
+    assert badges.all_inner_texts() == [
+        "JSON schema",
+        "budget 1 ms",
+        f"hurried at {steps} step{'s' * (steps > 1)}",
+    ]
+    assert tab.figure("seconds").endswith(" / 0.001 s")
+    assert tab.page.locator("#legend-hurried").is_visible()
+    tab.page.locator("#moment").fill("0")
+    assert badges.all_inner_texts() == ["JSON schema", "budget 1 ms"]
+    # What cannot be asked for is said at its field.
+    for wrong, words in (
+        ("{", "The schema is not JSON: "),
+        ('{"not": {}}', "not is not supported"),
+    ):
+        tab.fill(schema=wrong)
+        tab.run()
+        assert words in problem.inner_text()
+        assert words in tab.page.locator("#why-schema").inner_text()
+    tab.fill(latency_budget_ms="", block_length="", steps="")
+    for kind, value in (("regex", "( red| green)"), ("choice", " red\n green")):
+        tab.page.select_option("[name=constraint]", kind)
+        assert tab.page.locator("[name=schema]").is_hidden()
+        tab.fill(**{kind: value})
+        tab.run()
+        assert tab.answer() in (" red", " green")
+        word = {"regex": "regex ( red| green)", "choice": "choice of 2"}[kind]
+        assert badges.all_inner_texts() == [word]
+    tab.fill(choice="")
+    tab.run()
+    assert "nothing to choose from" in tab.page.locator("#why-choice").inner_text()
+    disabled = tab.page.locator("[name=cache] option[disabled]").all()
+    assert {option.get_attribute("value") for option in disabled} == {"settled"}
 
 
 def test_the_form_has_every_strategy_of_the_model_with_its_parameters(
@@ -410,9 +560,14 @@ def test_a_link_carries_the_request_but_never_the_key(tab: Tab, tab_of: Callable
 def test_text_stands_out_in_light_and_dark(tab_of: Callable[..., Tab], scheme: str) -> None:
     tab = tab_of(color_scheme=scheme)
     tab.open()
-    tab.fill(temperature="1.5", max_tokens="24")
+    tab.fill(temperature="1.5", max_tokens="24", latency_budget_ms="1", suffix=" The end.")
     tab.run()
-    worst = tab.page.evaluate(CONTRAST, [".run .cell:not(.masked)", "label > span", ".hint", "dt"])
+    tab.page.select_option("[name=constraint]", "schema")
+    tab.page.evaluate("() => document.querySelector('#run').click()")  # no JSON: it says so
+    selectors = [".run .cell:not(.masked)", "label > span", ".hint", "dt", "dd", "#legend > span"]
+    worst = tab.page.evaluate(CONTRAST, [*selectors, ".badges li", ".why"])
+    assert tab.page.locator(".badges .hurried").is_visible()
+    assert tab.page.locator(".why").is_visible()
     assert worst >= 4.5
     light = tab.page.evaluate("() => getComputedStyle(document.body).backgroundColor")
     tab.page.click("#theme")
@@ -458,6 +613,10 @@ def test_a_phone_shows_all_without_scrolling_sideways(tab_of: Callable[..., Tab]
     assert tab.page.locator(".canvas").first.bounding_box()["y"] < 700  # type: ignore[index]
     tab.page.locator(FILLED).first.tap()
     assert "confidence" in tab.page.locator(".run .hint").first.inner_text()
+    tab.page.select_option("[name=constraint]", "schema")
+    for mode in ("Infill", "Completion"):
+        tab.page.locator(".choice").get_by_text(mode).click()
+        assert tab.page.evaluate("() => document.documentElement.scrollWidth") == 375
 
 
 def test_without_a_wish_for_less_motion_fresh_tokens_flash(tab_of: Callable[..., Tab]) -> None:

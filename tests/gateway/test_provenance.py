@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -122,3 +123,28 @@ def test_a_trajectory_too_large_is_refused_by_name(client: openai.OpenAI) -> Non
         )
     assert caught.value.param == "return_trajectory"
     assert "(131072)" in str(caught.value)
+
+
+def test_steps_that_were_hurried_are_told(http: httpx.Client) -> None:
+    asked = {"prompt": "x", "max_tokens": 24, "seed": 1, "steps": 24, "ignore_eos": True}
+    hasty = asked | {"block_length": 8, "latency_budget_ms": 1}
+
+    def diffusions(path: str = "completions", **body: Any) -> list[dict[str, Any]]:
+        reply = http.post(f"/v1/{path}", json={"stream": True, "diffusing": True} | body)
+        lines = [line[6:] for line in reply.raise_for_status().iter_lines() if "diffusion" in line]
+        return [json.loads(line)["diffusion"] for line in lines if line.startswith("{")]
+
+    document = http.get("/openapi.json").json()
+    respond = {"input": "x", "max_output_tokens": 24}
+    respond |= {key: hasty[key] for key in ("ignore_eos", "block_length", "latency_budget_ms")}
+    for told in (diffusions(**hasty), diffusions("responses", **respond, steps=24)):
+        start, *steps, end = told
+        assert [step.get("hurried") for step in steps] == [True] * 3
+        assert ("hurried" in start, end["hurried"]) == (False, True)
+        for one in told:
+            validator(document, "Diffusion" + one["kind"].capitalize()).validate(one)
+    assert not any("hurried" in one for one in diffusions(**asked))
+    whole = http.post("/v1/completions", json=hasty | {"return_trajectory": True}).json()
+    told = whole["choices"][0]["diffusion"]
+    assert told["hurried"]
+    assert [step["hurried"] for step in told["trajectory"]] == [True] * 3

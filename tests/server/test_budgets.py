@@ -82,6 +82,24 @@ def test_a_stream_ends_with_hurried(queueing: RunningServer) -> None:
     assert last.finished.metrics.hurried
 
 
+def test_the_steps_that_were_hurried_are_told(queueing: RunningServer) -> None:
+    ask, plain = queueing.generation, bearer(PLAIN)
+    asked = with_budget(scheduled(max_new_tokens=24), 0.001).spec
+    options = v1.StreamOptions(granularity=v1.GRANULARITY_STEPS)
+    request = v1.StreamGenerateRequest(spec=asked, options=options)
+    streamed = [e.step_update for e in ask.StreamGenerate(request, metadata=plain)]
+    asked.return_trajectory = True
+    kept = list(ask.Generate(generate(asked), metadata=plain).outputs[0].trajectory)
+    for updates in (streamed, kept):
+        assert any(update.hurried for update in updates)
+        # One token a step is the schedule's own.
+        assert all(update.hurried == (len(update.positions) > 1) for update in updates)
+    request.spec.latency_budget.seconds = 60
+    calm = list(ask.StreamGenerate(request, metadata=plain))
+    assert not any(event.step_update.hurried for event in calm)
+    assert len([e for e in calm if e.HasField("step_update")]) == 24
+
+
 def test_a_key_may_be_opted_in_and_its_own_word_counts_more(queueing: RunningServer) -> None:
     ask, mine = queueing.generation.Generate, bearer(HURRIED)
     assert ask(generate(scheduled(max_new_tokens=24)), metadata=mine).metrics.hurried

@@ -88,11 +88,15 @@ def test_the_best_come_first_with_their_scores_and_all_are_counted(server: Runni
     assert after.completion_tokens - before.completion_tokens == 5 * 16
     assert after.forward_passes - before.forward_passes == reply.metrics.forward_passes
     assert (reply.resolved.sampling.n, reply.resolved.sampling.best_of) == (2, 5)
-    everyone = server.generation.Generate(generate(spec(n=5, best_of=5, temperature=1.0)))
+    asked = spec(n=5, best_of=5, temperature=1.0)
+    asked.return_trajectory = True
+    everyone = server.generation.Generate(generate(asked))
     assert ids(everyone)[:2] == ids(reply)
     all_scores = [output.end.score for output in everyone.outputs]
     assert all_scores == sorted(all_scores, reverse=True)
     assert all_scores[:2] == scores
+    for output in everyone.outputs:
+        assert {update.output_index for update in output.trajectory} == {output.index}
     alone = spec(temperature=1.0, seed=reply.outputs[0].end.seed)
     assert ids(server.generation.Generate(generate(alone))) == ids(reply)[:1]
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
 
-from vdiff_grpc.cli.terminal import Given
+from vdiff_grpc import v1
+from vdiff_grpc.cli.words import Given
 from vdiff_grpc.client import (
     STRATEGIES,
     ConnectionFields,
     SpecFields,
     Strategy,
+    choice,
     confidence_threshold,
     fixed_schedule,
+    json_schema,
+    regex,
     strategy,
+    template,
 )
 from vdiff_grpc.client.connection import DEFAULT_ADDRESS
 
@@ -27,6 +33,7 @@ CA_VARIABLE = "VDIFF_TLS_CA"
 # Not a flag: a command line can be read by everybody on the machine.
 KEY_VARIABLE = "VDIFF_API_KEY"
 _SYSTEM = "system"
+_INPUT = "-"
 
 
 def _unsigned(maximum: int) -> Callable[[str], int]:
@@ -73,6 +80,10 @@ class ConnectionFlagError(ValueError):
     """A key or certificate of this caller cannot be had; the message says which."""
 
 
+class AskError(ValueError):
+    """A template that is none, or a schema that cannot be read; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One request: the client's arguments, and what is known of the canvas without the server."""
@@ -99,6 +110,31 @@ def add_call_flags(parser: argparse.ArgumentParser) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--chat", action="store_true", help="the prompt is a chat's user message")
     shape.add_argument("--suffix", metavar="TEXT", help="text that follows what is generated")
+    shape.add_argument(
+        "--infill",
+        action="store_true",
+        help="the prompt has holes: {{4}} of 4 positions, {{2..12}} of a length that is chosen, "
+        r"{{4:regex=...}}, {{4:choice=a|b}} or {{4:json_schema=...}} with a constraint; \{{ is the "
+        "braces themselves",
+    )
+    add_constraint_flags(parser)
+
+
+def add_constraint_flags(parser: argparse.ArgumentParser) -> None:
+    """What the answer must be."""
+    group = parser.add_argument_group(
+        "constraint", "What the whole answer must be (docs/constraints.md)."
+    ).add_mutually_exclusive_group()
+    group.add_argument("--regex", metavar="PATTERN", help="it matches, in Rust's syntax")
+    group.add_argument(
+        "--choice", action="append", metavar="TEXT", help="it is one of these; repeated"
+    )
+    group.add_argument(
+        "--json-schema",
+        metavar="FILE",
+        help="it is JSON that the schema in this file allows; - reads standard input, and what "
+        "begins with { is the schema itself",
+    )
 
 
 def add_connection_flags(parser: argparse.ArgumentParser) -> None:
@@ -166,6 +202,12 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=uint64, metavar="N", help="same seed, same tokens")
     group.add_argument("--n", type=uint32, metavar="N", help="number of answers")
     group.add_argument(
+        "--best-of",
+        type=uint32,
+        metavar="N",
+        help="of so many the n that the model finds likeliest",
+    )
+    group.add_argument(
         "--stop", action="append", metavar="TEXT", help="end before this text; may be repeated"
     )
     group.add_argument(
@@ -179,6 +221,19 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cfg-scale", type=float, metavar="X", help="classifier-free guidance")
     group.add_argument(
         "--priority", type=int, metavar="N", help="of those that wait the smaller goes first"
+    )
+    group.add_argument(
+        "--latency-budget",
+        dest="latency_budget_s",
+        type=float,
+        metavar="SECONDS",
+        help="in which the answer should be complete: it is hurried if need be (docs/anytime.md)",
+    )
+    group.add_argument(
+        "--partial-on-deadline",
+        action="store_true",
+        default=None,
+        help="when --timeout comes, answer with what is filled",
     )
     group.add_argument(
         "--cache",
@@ -222,12 +277,17 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_ask(args: argparse.Namespace) -> Ask:
-    """What the flags ask for."""
+    """What the flags ask for, read from standard input where they say so. Raises AskError."""
+    if args.prompt == args.json_schema == _INPUT:
+        raise AskError("prompt and --json-schema cannot both be standard input")
+    if args.prompt == _INPUT:
+        args.prompt = sys.stdin.read().removesuffix("\n")
     how: Strategy | None = args.strategy
     if args.threshold is not None:
         how = confidence_threshold(args.threshold)
     elif args.remasking is not None:
         how = fixed_schedule(args.remasking)
+    constraint = _constraint(args)
     fields: SpecFields = {
         "model": args.model,
         "request_id": args.request_id,
@@ -238,6 +298,7 @@ def read_ask(args: argparse.Namespace) -> Ask:
         "top_k": args.top_k,
         "seed": args.seed,
         "n": args.n,
+        "best_of": args.best_of,
         "stop": args.stop,
         "stop_token_ids": args.stop_token_id,
         "ignore_eos": args.ignore_eos,
@@ -245,13 +306,52 @@ def read_ask(args: argparse.Namespace) -> Ask:
         "steps": args.steps,
         "cfg_scale": args.cfg_scale,
         "priority": args.priority,
+        "latency_budget_s": args.latency_budget_s,
+        "partial_on_deadline": args.partial_on_deadline,
+        "constraint": constraint,
         "cache": args.cache,
         "cache_refresh_steps": args.cache_refresh_steps,
         "suffix_window": args.suffix_window,
         "strategy": how,
         "top_logprobs": args.top_logprobs,
     }
+    given = Given(budget_s=args.latency_budget_s, constraint=constraint)
     if args.chat:
         fields["messages"] = [{"role": "user", "content": args.prompt}]
-        return Ask(None, fields, Given(f"> {args.prompt}\n"))
-    return Ask(args.prompt, fields, Given(args.prompt, args.suffix or ""))
+        return Ask(None, fields, replace(given, texts=(f"> {args.prompt}\n",)))
+    if not args.infill:
+        return Ask(args.prompt, fields, replace(given, texts=(args.prompt, args.suffix or "")))
+    try:
+        segments = fields["infill"] = template(args.prompt)
+    except ValueError as error:
+        raise AskError(str(error)) from None
+    texts = [""]
+    for segment in segments:
+        if isinstance(segment, v1.Hole):
+            texts.append("")
+        else:
+            texts[-1] += str(segment)
+    holes = tuple(segment for segment in segments if isinstance(segment, v1.Hole))
+    return Ask(None, fields, replace(given, texts=tuple(texts), holes=holes))
+
+
+def _constraint(args: argparse.Namespace) -> v1.Constraint | None:
+    if args.regex is not None:
+        return regex(args.regex)
+    if args.choice is not None:
+        return choice(*args.choice)
+    return None if args.json_schema is None else json_schema(_schema(args))
+
+
+def _schema(args: argparse.Namespace) -> str:
+    """A file's text, standard input's, or the flag's own."""
+    where: str = args.json_schema
+    if where.lstrip().startswith("{"):
+        return where
+    if where == _INPUT:
+        return sys.stdin.read()
+    try:
+        return Path(where).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise AskError(f"--json-schema {where}: cannot be read: {reason}") from None

@@ -1,7 +1,7 @@
 """Draws a canvas on a terminal while it fills in, coloured by confidence. Needs rich.
 
 A masked position is a dim block, a fresh one flashes, a filled one goes from red
-(unsure) over yellow to green (sure).
+(unsure) over yellow to green (sure). Holes among given text have edges, and their length.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from rich.table import Table
 from rich.text import Text
 
 from vdiff_grpc import v1
-from vdiff_grpc.cli.terminal import (
-    AFTER_END,
+from vdiff_grpc.cli.terminal import AFTER_END, CLOSING, Piece, final_text, num_blocks, pieces
+from vdiff_grpc.cli.words import (
     NEWLINE,
     Given,
-    Piece,
+    constraint_words,
     count,
-    final_text,
-    num_blocks,
-    pieces,
+    hole_words,
     printable,
+    score_words,
     summary,
 )
 from vdiff_grpc.client.canvas import Canvas, OutputCanvas
@@ -45,6 +44,9 @@ FRAME_S = 1 / 30
 
 _RED, _YELLOW, _GREEN = (226, 84, 84), (222, 186, 72), (92, 190, 108)
 _GIVEN = Style(bold=True)
+_EDGE = Style(color="cyan")
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+BAR_WIDTH = 24
 _DIM = Style(dim=True)
 _PLAIN = Style.null()
 
@@ -71,9 +73,11 @@ class LiveView:
         self._changed_at: dict[tuple[int, int], float] = {}
         self._last_frame = 0.0
         self._last_changed = 0
+        self._begun_s = self._at_s = time.monotonic()
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
 
-    def apply(self, event: v1.StreamGenerateResponse) -> None:
+    def apply(self, event: v1.StreamGenerateResponse, at_s: float | None = None) -> None:
+        self._at_s = time.monotonic() if at_s is None else at_s
         output = self.canvas.apply(event)
         kind = event.WhichOneof("event")
         if kind == "started":
@@ -86,7 +90,8 @@ class LiveView:
         if self.canvas.started is not None:
             self._draw()
 
-    def tick(self) -> None:
+    def tick(self, at_s: float) -> None:
+        self._at_s = at_s
         if self.canvas.started is not None:
             self._draw()
 
@@ -101,7 +106,7 @@ class LiveView:
             self._console.print()
             self._console.print(text, soft_wrap=True)
             self._console.print()
-            self._console.print(Text(summary(self.canvas), style="dim"))
+            self._console.print(Text(summary(self.canvas, self._given), style="dim"))
 
     def _draw(self, last: bool = False) -> None:
         now = time.monotonic()
@@ -114,8 +119,10 @@ class LiveView:
         """All outputs as they stand at `now` (time.monotonic()); uncut when `whole`."""
         width = min(self._console.width, MAX_WIDTH)
         num_outputs = len(self.canvas.outputs)
-        # Each output: two borders, a blank line, two of figures. One stays for the cursor.
-        height = max(1, (self._console.height - 1) // num_outputs - 5)
+        # Each output: two borders, a blank line, two of figures and what was asked for. One stays
+        # for the cursor.
+        around = 5 + bool(self._given.holes) + (self._given.budget_s is not None)
+        height = max(1, (self._console.height - 1) // num_outputs - around)
         return Group(
             *(
                 self._panel(output, width, None if whole else height, now)
@@ -146,12 +153,29 @@ class LiveView:
         started = self.canvas.started
         assert started is not None
         if len(self.canvas.outputs) == 1:
-            return f"{started.model} · seed {started.resolved.sampling.seed}"
-        return f"{started.model} · answer {output.index + 1} of {len(self.canvas.outputs)}"
+            title = f"{started.model} · seed {started.resolved.sampling.seed}"
+        else:
+            title = f"{started.model} · answer {output.index + 1} of {len(self.canvas.outputs)}"
+        if (constraint := self._given.constraint) is not None:
+            title += f" · {constraint_words(constraint)}"
+        return title + score_words(output.end)
 
     def _styled(self, output: OutputCanvas, now: float) -> Iterator[tuple[str, Style, int | None]]:
+        lengths = iter(self.canvas.holes)
+        opening = ""
         for piece in pieces(self.canvas, output, self._given):
-            yield self._look(output, piece, now)
+            if piece.state == "edge" and piece.text == CLOSING:
+                length = str(len(next(lengths))).translate(_SUPERSCRIPT)
+                yield CLOSING + length, _EDGE, None
+            elif piece.state == "edge":
+                opening = piece.text
+            else:
+                text, look, position = self._look(output, piece, now)
+                if opening:  # reads better behind the space that the hole begins with
+                    space = text[: len(text) - len(text.removeprefix(" "))]
+                    yield space + opening, _EDGE, None
+                    text, opening = text[len(space) :], ""
+                yield text, look, position
 
     def _look(
         self, output: OutputCanvas, piece: Piece, now: float
@@ -189,13 +213,7 @@ class LiveView:
                 f"{filled / passes if passes else 0:.2f} filled per forward",
             )
         )
-        bar_width = 24
-        done = bar_width * filled // max(1, total)
-        bar = Text.assemble(
-            ("━" * done, "green"),
-            ("━" * (bar_width - done), "dim"),
-            (f" {filled}/{total} filled", "dim"),
-        )
+        bar = _bar(filled / max(1, total), "green", f"{filled}/{total} filled")
         bottom = Table.grid(expand=True)
         bottom.add_column(no_wrap=True)
         if width >= MIN_LEGEND_WIDTH:
@@ -203,7 +221,45 @@ class LiveView:
             bottom.add_row(bar, _legend())
         else:
             bottom.add_row(bar)
-        return Group(Text(figures, style="dim"), bottom)
+        rows: list[RenderableType] = [Text(figures, style="dim"), bottom]
+        if self._given.holes:
+            rows.append(self._holes())
+        if self._given.budget_s is not None:
+            rows.append(self._budget(output, self._given.budget_s))
+        return Group(*rows)
+
+    def _holes(self) -> Text:
+        """Which lengths the holes have, of which they could have had."""
+        words = (
+            hole_words(hole, len(positions))
+            for hole, positions in zip(self._given.holes, self.canvas.holes, strict=True)
+        )
+        return Text("holes " + " · ".join(words), style="dim", no_wrap=True, overflow="ellipsis")
+
+    def _budget(self, output: OutputCanvas, budget_s: float) -> Text:
+        """How much of the time is left, or what was used of it."""
+        finished = self.canvas.finished
+        used_s = self._at_s - self._begun_s
+        if finished is not None:
+            used_s = finished.metrics.total_time_ns / 1e9
+        left_s = budget_s - used_s
+        if left_s < 0:
+            words, colour = f"{-left_s:.2f} s over the budget of {budget_s:g} s", "red"
+        elif finished is not None:
+            words, colour = f"{used_s:.2f} s used of {budget_s:g} s", "blue"
+        else:
+            words, colour = f"{left_s:.2f} s left of {budget_s:g} s", "blue"
+        bar = _bar(min(1.0, used_s / budget_s), colour, words)
+        if output.num_hurried:
+            bar.append(f" · hurried at {count(output.num_hurried, 'step')}", "yellow")
+        return bar
+
+
+def _bar(share: float, colour: str, words: str) -> Text:
+    done = round(BAR_WIDTH * share)
+    return Text.assemble(
+        ("━" * done, colour), ("━" * (BAR_WIDTH - done), "dim"), (f" {words}", "dim")
+    )
 
 
 def confidence_colour(confidence: float) -> str:

@@ -8,33 +8,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata, util
 
 import grpc
-from google.protobuf import json_format
 
 from vdiff_grpc import config
-from vdiff_grpc.cli import health, keys
+from vdiff_grpc.cli import asking, health, keys
+from vdiff_grpc.cli.asking import CommandError
 from vdiff_grpc.cli.flags import (
     Ask,
+    AskError,
     ConnectionFlagError,
     add_call_flags,
     add_sampling_flags,
-    connection_fields,
-    read_ask,
     uint32,
     uint64,
 )
 from vdiff_grpc.cli.run import Address, AddressError, free_address, parse_address
 from vdiff_grpc.cli.run import run as run_both
-from vdiff_grpc.cli.terminal import Given, PlainView, View, printable, show
-from vdiff_grpc.client import AsyncClient, Client, ClientError, SpecFields, UnavailableError
+from vdiff_grpc.cli.words import Given, printable
+from vdiff_grpc.client import AsyncClient, ClientError, SpecFields, UnavailableError
 from vdiff_grpc.errors import VdiffError
 
 PROG = "vdiff-grpc"
@@ -45,10 +42,6 @@ _EXTRAS = {
     "server": ("torch", "transformers", "tokenizers", "prometheus_client"),
     "gateway": ("starlette", "msgspec", "uvicorn"),
 }
-
-
-class CommandError(Exception):
-    """A command cannot do its work; the message is one line for the user."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_unreachable(getattr(args, "address", "the server"), error))
     except ClientError as error:
         return _fail(_told(error))
-    except (CommandError, AddressError, ConnectionFlagError, VdiffError, UnicodeError) as error:
+    except (
+        CommandError,
+        AddressError,
+        AskError,
+        ConnectionFlagError,
+        VdiffError,
+        UnicodeError,
+    ) as error:
         return _fail(str(error))
 
 
@@ -133,46 +133,6 @@ def _run(args: argparse.Namespace) -> int:
     )
 
 
-def _generate(args: argparse.Namespace) -> int:
-    ask = _ask(args)
-    streams = sys.stdout.isatty() and not args.json and args.n in (None, 1)
-    with Client(args.address, **connection_fields(args)) as client:
-        if streams:
-            reply = None
-            try:
-                for event in client.stream(ask.text, timeout_s=args.timeout_s, **ask.fields):
-                    print(printable(event.committed.text), end="", flush=True)
-            finally:
-                print()
-        else:
-            reply = client.generate(ask.text, timeout_s=args.timeout_s, **ask.fields)
-    if reply is None:
-        return 0
-    if args.json:
-        print(
-            json_format.MessageToJson(
-                reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-            )
-        )
-        return 0
-    clean = printable if sys.stdout.isatty() else str
-    for output in reply.outputs:
-        if len(reply.outputs) > 1:
-            print(f"--- answer {output.index + 1} ---")
-        print(clean(output.text))
-    return 0
-
-
-def _watch(args: argparse.Namespace) -> int:
-    ask = _ask(args)
-
-    async def watch() -> None:
-        async with AsyncClient(args.address, **connection_fields(args)) as client:
-            await _show(client, ask, args)
-
-    return _run_until_told(watch())
-
-
 def _demo(args: argparse.Namespace) -> int:
     _require("server")
     from vdiff_grpc.server.app import Server
@@ -190,7 +150,7 @@ def _demo(args: argparse.Namespace) -> int:
         settings, api_keys="", tls_cert="", tls_key="", tls_client_ca="", metrics_port=0
     )
     fields: SpecFields = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}
-    ask = Ask(args.prompt, fields, Given(args.prompt))
+    ask = Ask(args.prompt, fields, Given((args.prompt,)))
     args.plain = False
     args.timeout_s = None
 
@@ -201,34 +161,11 @@ def _demo(args: argparse.Namespace) -> int:
         try:
             await server.ready()
             async with AsyncClient(server.address) as client:
-                await _show(client, ask, args)
+                await asking.show_ask(client, ask, args)
         finally:
             await server.stop()
 
-    return _run_until_told(demo())
-
-
-async def _show(client: AsyncClient, ask: Ask, args: argparse.Namespace) -> None:
-    info = await client.model_info(ask.fields.get("model", ""), timeout_s=args.timeout_s)
-    given = replace(ask.given, end_token_ids=frozenset(info.end_token_ids))
-    events = client.stream(ask.text, granularity="steps", timeout_s=args.timeout_s, **ask.fields)
-    async with contextlib.aclosing(events):
-        delay_s = args.delay_s if sys.stdout.isatty() else 0.0
-        await show(events, _view(given, args), delay_s)
-
-
-def _view(given: Given, args: argparse.Namespace) -> View:
-    if args.plain or not sys.stdout.isatty():
-        return PlainView(sys.stdout, given)
-    try:
-        from rich.console import Console
-
-        from vdiff_grpc.cli.live import FLASH_S, LiveView
-    except ModuleNotFoundError:
-        raise CommandError(
-            "colours need rich: pip install 'vdiff-grpc[server]' or 'rich', or use --plain"
-        ) from None
-    return LiveView(Console(), given, flash_s=max(FLASH_S, args.delay_s))
+    return asking.run_until_told(demo())
 
 
 # --- flags ------------------------------------------------------------------
@@ -248,12 +185,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_addresses(run)
     config.add_flags(run)
 
-    generate = _command(commands, "generate", _generate, "ask a server for text and print it")
+    generate = _command(commands, "generate", asking.generate, "ask a server for text and print it")
     add_call_flags(generate)
     add_sampling_flags(generate)
     generate.add_argument("--json", action="store_true", help="print the whole reply as JSON")
+    generate.add_argument(
+        "--return-trajectory",
+        action="store_true",
+        default=None,
+        help="with --json: tell every change of the canvas",
+    )
 
-    watch = _command(commands, "watch", _watch, "show the canvas while it fills in")
+    watch = _command(commands, "watch", asking.watch, "show the canvas while it fills in")
     add_call_flags(watch)
     add_sampling_flags(watch)
     _add_delay(watch, 0.0)
@@ -309,29 +252,7 @@ def _add_delay(parser: argparse.ArgumentParser, default: float) -> None:
     )
 
 
-def _run_until_told(work: Coroutine[None, None, None]) -> int:
-    """Runs to the end, or until SIGINT (KeyboardInterrupt) or SIGTERM; what is open is closed."""
-
-    async def run() -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        await work
-
-    try:
-        asyncio.run(run())
-    except asyncio.CancelledError:
-        return 128 + signal.SIGTERM
-    return 0
-
-
 # --- small things -----------------------------------------------------------
-
-
-def _ask(args: argparse.Namespace) -> Ask:
-    if args.prompt == "-":
-        args.prompt = sys.stdin.read().removesuffix("\n")
-    return read_ask(args)
 
 
 def _free(text: str | None, default: Address) -> Address:
@@ -367,7 +288,11 @@ def _require(extra: str) -> None:
 def _told(error: ClientError) -> str:
     again = "" if error.retry_after_s is None else f" (try again in {error.retry_after_s:g} s)"
     code: grpc.StatusCode = error.code
-    return f"{error.message}{again} [{error.reason or code.name}]"
+    # A field deep inside is told by its path: which keyword of a schema, which hole.
+    paths = [violation.field.removeprefix("spec.") for violation in error.violations]
+    deep = [path for path in paths if path.count(".") > 1]
+    where = f" at {', '.join(deep)}" if deep else ""
+    return f"{error.message}{where}{again} [{error.reason or code.name}]"
 
 
 def _unreachable(address: str, error: UnavailableError) -> str:

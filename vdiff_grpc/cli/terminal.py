@@ -7,35 +7,31 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TextIO
 
 from vdiff_grpc import v1
+from vdiff_grpc.cli.words import Given, answer_title, asked, flat, printable, summary
 from vdiff_grpc.client.canvas import Canvas, OutputCanvas
 
 TICK_S = 0.04
-NEWLINE = "↵"
 END = "∎"
 AFTER_END = "·"
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What the stream does not say in words: the caller's own text, and the model's end tokens."""
-
-    prompt: str = ""
-    suffix: str = ""
-    end_token_ids: frozenset[int] = frozenset()
+OPENING, CLOSING = "[", "]"  # of a hole among given text
 
 
 class View(Protocol):
-    """Where a canvas is shown. All methods run on one thread."""
+    """Where a canvas is shown. All methods run on one thread.
 
-    def apply(self, event: v1.StreamGenerateResponse) -> None:
+    at_s: the time.monotonic() of what is shown. With a delay that is not now.
+    """
+
+    def apply(self, event: v1.StreamGenerateResponse, at_s: float) -> None:
         """Takes the next event."""
 
-    def tick(self) -> None:
+    def tick(self, at_s: float) -> None:
         """Time has passed."""
 
     def close(self) -> None:
@@ -46,7 +42,8 @@ class View(Protocol):
 class Piece:
     """Characters of one position, or of a given span.
 
-    position: None for given text. state: "given" | "masked" | "filled" | "end".
+    position: None for given text and the edges of a hole among it. state: "given" | "edge" |
+    "masked" | "filled" | "end".
     """
 
     text: str
@@ -63,12 +60,12 @@ async def show(
     The stream is read at its own pace whatever the delay: a server coalesces the steps of
     a slow reader.
     """
-    queue: asyncio.Queue[v1.StreamGenerateResponse | None] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[v1.StreamGenerateResponse, float] | None] = asyncio.Queue()
 
     async def read() -> None:
         try:
             async for event in events:
-                queue.put_nowait(event)
+                queue.put_nowait((event, time.monotonic()))
         finally:
             queue.put_nowait(None)
 
@@ -77,18 +74,19 @@ async def show(
     try:
         while True:
             try:
-                event = await asyncio.wait_for(queue.get(), TICK_S)
+                read_event = await asyncio.wait_for(queue.get(), TICK_S)
             except TimeoutError:
-                view.tick()
+                view.tick(time.monotonic())
                 continue
-            if event is None:
+            if read_event is None:
                 break
-            view.apply(event)
+            event, at_s = read_event
+            view.apply(event, at_s)
             kind = event.WhichOneof("event")
             if kind == "started":
                 num_outputs = max(1, event.started.resolved.sampling.n)
             if kind in ("step_update", "snapshot"):
-                await _pause(view, delay_s / num_outputs)
+                await _pause(view, delay_s / num_outputs, at_s)
         await reader
     finally:
         # The terminal first; then until the reader has let go of the stream.
@@ -106,21 +104,24 @@ class PlainView:
         self._given = given
         self._mask = "░" if _can_encode(out, "░") else "_"
 
-    def apply(self, event: v1.StreamGenerateResponse) -> None:
+    def apply(self, event: v1.StreamGenerateResponse, at_s: float = 0.0) -> None:
         output = self.canvas.apply(event)
+        if event.HasField("started"):
+            for line in asked(self.canvas, self._given):
+                self._print(line)
         if output is not None and event.WhichOneof("event") in ("step_update", "snapshot"):
-            self._print(self._line(output))
+            self._print(self._line(output, event.step_update.hurried))
         if self.canvas.finished is not None:
             self._print("\n" + final_text(self.canvas, self._given))
-            self._print("\n" + summary(self.canvas))
+            self._print("\n" + summary(self.canvas, self._given))
 
-    def tick(self) -> None:
+    def tick(self, at_s: float) -> None:
         pass
 
     def close(self) -> None:
         pass
 
-    def _line(self, output: OutputCanvas) -> str:
+    def _line(self, output: OutputCanvas, hurried: bool) -> str:
         total = self.canvas.num_positions
         width = len(str(total))
         head = f"answer {output.index + 1}  " if len(self.canvas.outputs) > 1 else ""
@@ -129,6 +130,7 @@ class PlainView:
             f"  filled {total - output.num_masked:>{width}}/{total}"
             f"  passes {output.forward_passes:>{width}}  "
         )
+        head += "hurried  " if hurried else ""
         return head + "".join(
             self._mask if piece.state == "masked" else flat(piece.text)
             for piece in pieces(self.canvas, output, self._given)
@@ -143,10 +145,14 @@ class PlainView:
 def pieces(canvas: Canvas, output: OutputCanvas, given: Given) -> Iterator[Piece]:
     """One output's canvas in order, as what can be seen."""
     ended = False
+    num_holes = 0
     for kind, start, stop in canvas.spans:
         if kind not in (v1.SPAN_KIND_HOLE, v1.SPAN_KIND_SURPLUS):
-            yield Piece(given.prompt if kind == v1.SPAN_KIND_PROMPT else given.suffix, "given")
+            yield Piece(given.after(num_holes), "given")
             continue
+        if has_edges := canvas.is_infill and kind == v1.SPAN_KIND_HOLE:
+            yield Piece(OPENING, "edge")
+        num_holes += kind == v1.SPAN_KIND_HOLE
         for position in range(start, stop):
             confidence = output.confidences[position]
             if output.masked[position]:
@@ -159,73 +165,20 @@ def pieces(canvas: Canvas, output: OutputCanvas, given: Given) -> Iterator[Piece
             else:
                 text = output.texts[position]
                 yield Piece("�" if text is None else text, "filled", position, confidence)
-
-
-def flat(text: str) -> str:
-    """One line, and no control character that could move a terminal's cursor."""
-    return printable(text).replace("\n", NEWLINE)
-
-
-def printable(text: str) -> str:
-    """The text without control characters other than the newline; a tab is a space."""
-    return "".join(
-        char if char == "\n" or char.isprintable() else " " if char.isspace() else "�"
-        for char in text
-    )
+        if has_edges:
+            yield Piece(CLOSING, "edge")
 
 
 def final_text(canvas: Canvas, given: Given) -> str:
     """The whole text of every output: what was given, and what was filled in."""
     texts = []
     for output in canvas.outputs:
-        hole_texts = iter(output.hole_texts)
-        text = "".join(
-            next(hole_texts)
-            if kind == v1.SPAN_KIND_HOLE
-            else given.prompt
-            if kind == v1.SPAN_KIND_PROMPT
-            else given.suffix
-            for kind, _, _ in canvas.spans
-            if kind != v1.SPAN_KIND_SURPLUS
+        text = given.after(0) + "".join(
+            filled + given.after(i + 1) for i, filled in enumerate(output.hole_texts)
         )
-        title = f"--- answer {output.index + 1} ---\n" if len(canvas.outputs) > 1 else ""
+        title = answer_title(output.end, output.index) + "\n" if len(canvas.outputs) > 1 else ""
         texts.append(title + printable(text))
     return "\n".join(texts)
-
-
-def summary(canvas: Canvas) -> str:
-    """Two lines: what it cost, and how it ended."""
-    finished = canvas.finished
-    assert finished is not None
-    metrics = finished.metrics
-    cost = (
-        count(finished.usage.completion_tokens, "token"),
-        count(metrics.forward_passes, "forward pass", "forward passes"),
-        f"{metrics.tokens_per_forward:.2f} tokens per forward",
-        *([f"{metrics.remasked} masked again"] if metrics.remasked else []),
-        *([f"{metrics.revised} revised"] if metrics.revised else []),
-        f"{metrics.total_time_ns / 1e9:.2f} s",
-    )
-    ends = dict.fromkeys(end_reason(end) for end in finished.ends)
-    seeds = [str(end.seed) for end in finished.ends]
-    end = (f"ended by {', '.join(ends)}", f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}")
-    return " · ".join(cost) + "\n" + " · ".join(end)
-
-
-def end_reason(end: v1.OutputEnd) -> str:
-    """How an output ended, in a few words."""
-    if end.finish_reason == v1.FINISH_REASON_LENGTH:
-        return "length"
-    if end.WhichOneof("stop_match") == "stop_string":
-        return f"stop string {end.stop_string!r}"
-    if end.WhichOneof("stop_match") == "stop_token_id":
-        return f"stop token {end.stop_token_id}"
-    return "end of text"
-
-
-def count(number: int, one: str, many: str | None = None) -> str:
-    """`1 token`, `2 tokens`."""
-    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def num_blocks(started: v1.Started) -> int:
@@ -235,12 +188,12 @@ def num_blocks(started: v1.Started) -> int:
     return math.ceil(num_open / max(1, started.resolved.diffusion.block_length))
 
 
-async def _pause(view: View, delay_s: float) -> None:
+async def _pause(view: View, delay_s: float, at_s: float) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + delay_s
     while (left_s := end - loop.time()) > 0:
         await asyncio.sleep(min(TICK_S, left_s))
-        view.tick()
+        view.tick(at_s)
 
 
 def _can_encode(out: TextIO, text: str) -> bool:

@@ -11,6 +11,7 @@ from vdiff_grpc.channels import Retries
 from vdiff_grpc.client.aio import AsyncClient
 from vdiff_grpc.client.canvas import Canvas, OutputCanvas
 from vdiff_grpc.client.connection import ConnectionFields
+from vdiff_grpc.client.constraints import Schema, choice, json_schema, regex
 from vdiff_grpc.client.editing import characters, finished_ids, reopen
 from vdiff_grpc.client.errors import (
     AlreadyExistsError,
@@ -50,6 +51,7 @@ from vdiff_grpc.client.strategies import (
     wino,
 )
 from vdiff_grpc.client.sync import Client
+from vdiff_grpc.client.templates import template
 from vdiff_grpc.errors import FieldViolation
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "QuotaViolation",
     "ResourceExhaustedError",
     "Retries",
+    "Schema",
     "SpecFields",
     "Strategy",
     "TimedOutError",
@@ -81,6 +84,7 @@ __all__ = [
     "adaptive_parallel",
     "build_spec",
     "characters",
+    "choice",
     "confidence_threshold",
     "dream_schedule",
     "dynamic_threshold",
@@ -91,12 +95,15 @@ __all__ = [
     "fixed_schedule",
     "freedave",
     "hole",
+    "json_schema",
     "klass",
     "left_to_right",
     "local_leap",
+    "regex",
     "remdm",
     "reopen",
     "strategy",
+    "template",
     "uniform_noise",
     "wino",
 ]

@@ -27,6 +27,8 @@ class OutputCanvas:
     masked: whether the position is still open.
     step: the last denoising step, from 0; -1 before the first.
     fresh: the positions that the last event changed.
+    num_hurried: the steps that have filled more than the strategy would have, for the sake of a
+        latency budget; those that a slow reader has missed are not among them.
     text: the committed text so far; hole_texts the same by hole.
     """
 
@@ -39,6 +41,7 @@ class OutputCanvas:
     block: int = 0
     forward_passes: int = 0
     fresh: tuple[int, ...] = ()
+    num_hurried: int = 0
     text: str = ""
     hole_texts: list[str] = field(default_factory=list)
     end: v1.OutputEnd | None = None
@@ -73,6 +76,11 @@ class Canvas:
         """The positions that are filled: the holes, and what a last block has beyond them."""
         kinds = (v1.SPAN_KIND_HOLE, v1.SPAN_KIND_SURPLUS)
         return [range(a, b) for kind, a, b in self.spans if kind in kinds]
+
+    @property
+    def is_infill(self) -> bool:
+        """Whether what is filled is in places, and not just what follows the prompt."""
+        return len(self.holes) > 1 or any(kind == v1.SPAN_KIND_FROZEN for kind, _, _ in self.spans)
 
     @property
     def num_positions(self) -> int:
@@ -147,6 +155,7 @@ class Canvas:
         output.step, output.block = update.step, update.block
         output.forward_passes = update.forward_passes
         output.fresh = tuple(update.positions)
+        output.num_hurried += update.hurried
 
     def _replace(self, output: OutputCanvas, snapshot: v1.CanvasSnapshot) -> None:
         assert self.started is not None

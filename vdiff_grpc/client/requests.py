@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 
 from vdiff_grpc import v1
+from vdiff_grpc.client.constraints import checked
 from vdiff_grpc.client.strategies import Strategy, strategy_name
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class InputFields(TypedDict, total=False):
 
     token_ids: Iterable[int] | None
     messages: Iterable[Message] | None  # {"role": ..., "content": ...}
-    infill: Iterable[Segment] | None  # text, token ids or hole(length), in order
+    infill: Iterable[Segment] | None  # text, token ids or hole(length), in order; template("...")
     model: str
 
 
@@ -72,13 +73,26 @@ class SpecFields(InputFields, total=False):
     priority: int | None  # among those that wait; the smaller goes first
     return_trajectory: bool | None  # not in streams
     latency_budget_s: float | None  # in which the answer should be complete, hurried if need be
+    constraint: v1.Constraint | None  # regex(...), choice(...), json_schema(...)
 
 
 def hole(
-    length: int | None = None, *, min_length: int | None = None, max_length: int | None = None
+    length: int | None = None,
+    *,
+    min_length: int | None = None,
+    max_length: int | None = None,
+    constraint: v1.Constraint | None = None,
 ) -> v1.Hole:
-    """A hole of so many positions in an infill template, or of what the server finds to fit."""
-    return v1.Hole(length=length, min_length=min_length, max_length=max_length)
+    """A hole of so many positions in an infill template, or of what the server finds to fit.
+
+    constraint: regex(...), choice(...) or json_schema(...), which what fills it meets.
+    """
+    return v1.Hole(
+        length=length,
+        min_length=min_length,
+        max_length=max_length,
+        constraint=checked(constraint),
+    )
 
 
 def build_spec(
@@ -112,6 +126,7 @@ def build_spec(
     priority: int | None = None,
     return_trajectory: bool | None = None,
     latency_budget_s: float | None = None,
+    constraint: v1.Constraint | None = None,
 ) -> v1.GenerationSpec:
     """The spec of both RPCs. ValueError when the input is not exactly one."""
     given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
@@ -155,6 +170,7 @@ def build_spec(
         partial_on_deadline=partial_on_deadline,
         priority=priority,
         return_trajectory=return_trajectory,
+        constraint=checked(constraint),
     )
     if latency_budget_s is not None:
         spec.latency_budget.FromNanoseconds(round(latency_budget_s * 1e9))

@@ -67,6 +67,7 @@ class StepUpdate:
     token_ids: tuple[int, ...]
     confidences: tuple[float, ...]
     texts: tuple[str, ...]
+    hurried: bool = False
 
 
 @dataclass(frozen=True, slots=True)

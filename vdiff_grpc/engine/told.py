@@ -15,6 +15,7 @@ class Told:
     def __init__(self, row: Sequence) -> None:
         self._ids = row.ids.copy()
         self._filled = row.state == State.COMMITTED
+        self._num_hurried = row.num_hurried
         self.trajectory: list[StepUpdate] = []
 
     def note(self, row: Sequence) -> None:
@@ -30,8 +31,9 @@ class Told:
             (UpdateKind.REVISE, filled & self._filled & changed),
             (UpdateKind.REMASK, ~filled & self._filled),
         )
-        self._ids, self._filled = row.ids.copy(), filled
-        updates = [_update(row, kind, where) for kind, where in found if where.any()]
+        hurried = row.num_hurried > self._num_hurried
+        self._ids, self._filled, self._num_hurried = row.ids.copy(), filled, row.num_hurried
+        updates = [_update(row, kind, where, hurried) for kind, where in found if where.any()]
         return updates or [_update(row, UpdateKind.UNMASK, np.zeros_like(filled))]
 
 
@@ -46,7 +48,7 @@ def snapshot(row: Sequence) -> CanvasSnapshot:
     )
 
 
-def _update(row: Sequence, kind: UpdateKind, where: Bools) -> StepUpdate:
+def _update(row: Sequence, kind: UpdateKind, where: Bools, hurried: bool = False) -> StepUpdate:
     positions = np.flatnonzero(where)
     token_ids = row.ids[positions].tolist()
     texts = [""] * len(token_ids)
@@ -62,4 +64,5 @@ def _update(row: Sequence, kind: UpdateKind, where: Bools) -> StepUpdate:
         token_ids=tuple(token_ids),
         confidences=tuple(row.confidences[positions].tolist()),
         texts=tuple(texts),
+        hurried=hurried and kind is UpdateKind.UNMASK,
     )

@@ -59,15 +59,16 @@ async function run() {
   if (running) return;
   if (!form.model) await learn(); // the server may have been loading
   complain(null);
-  let asked;
+  let asked, given;
   try {
     seed = form.seed();
+    given = form.given;
     asked = form.chosen().map((strategy) => ({ strategy, body: form.body(strategy, seed) }));
   } catch (error) {
     return complain(error, "a");
   }
   remember();
-  const { given, key, url } = form;
+  const { asked: held, key, url } = form;
   running = new AbortController();
   const { signal } = running;
   at("run").disabled = true;
@@ -77,7 +78,7 @@ async function run() {
   say("Running…");
   replay.clear();
   const begun = performance.now();
-  recordings = asked.map(({ strategy }) => new Recording(strategy, begun));
+  recordings = asked.map(({ strategy }) => new Recording(strategy, begun, held));
   views = recordings.map((recording, i) => new View(recordings.length > 1 ? LETTERS[i] : "", recording, given, seed));
   at("runs").replaceChildren(...views.map((view) => view.node));
   // On a narrow screen the canvas lies below the form.
@@ -110,6 +111,8 @@ repaint.now = () => {
   paint = null;
   replay.extend(moments(recordings));
   if (!replay.moments.length) views.forEach((view) => view.show(null));
+  at("legend-hole").hidden = !recordings.some((recording) => recording.isInfill);
+  at("legend-hurried").hidden = !recordings.some((recording) => recording.hurried);
 };
 
 function showMoment(index) {
@@ -148,14 +151,14 @@ function complain(error, slot = "a") {
   const place = at("problem");
   place.hidden = !error;
   if (!error) {
-    for (const marked of document.querySelectorAll("[aria-invalid]")) marked.removeAttribute("aria-invalid");
+    if (form) form.absolve();
     return;
   }
   const named = error.param ? el("b", {}, error.param) : null;
   const retry = error.retryAfter ? ` Try again in ${plural(Number(error.retryAfter), "second", "seconds")}.` : "";
   const hint = error.status === 401 && !form?.key ? " Enter a key under “Model and key”." : "";
   place.replaceChildren(...[named, named && ": ", error.message, retry, hint].filter(Boolean));
-  if (form && error.param) form.blame(error.param, slot);
+  if (form && error.param) form.blame(error.param, slot, error.message);
   place.scrollIntoView({ block: "nearest" });
 }
 

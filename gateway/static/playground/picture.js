@@ -95,7 +95,9 @@ export class Film {
     pen.font = `600 ${SIZE - 2}px system-ui, sans-serif`;
     pen.fillStyle = ink;
     pen.textAlign = "left";
-    pen.fillText(title(recording.strategy), left + PAD, top + 26, PANEL - 2 * PAD - 220);
+    const { constraint } = recording.asked;
+    const head = [title(recording.strategy), constraint, frame?.numHurried ? "hurried" : ""].filter(Boolean).join(" · ");
+    pen.fillText(head, left + PAD, top + 26, PANEL - 2 * PAD - 220);
     if (!frame) return;
     pen.font = `${SIZE - 3}px system-ui, sans-serif`;
     pen.fillStyle = dim;
@@ -111,6 +113,9 @@ export class Film {
     pen.font = FONT;
     for (const { position, x, row, width } of spots) {
       this.cell(frame.cells[position], frame.fresh.get(position), left + x, top + HEAD + row * LINE, width);
+      if (!recording.isInfill || frame.cells[position].hole === null) continue;
+      pen.fillStyle = this.colour("accent").color;
+      pen.fillRect(left + x, top + HEAD + (row + 1) * LINE - 2, width, 2);
     }
   }
 

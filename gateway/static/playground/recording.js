@@ -2,16 +2,22 @@
 
 // A cell is never changed, only replaced: whoever shows frames compares cells by identity.
 //   state: "given", "masked", "filled" or "surplus" (filled, but no part of the answer)
-const masked = (span) => ({ state: "masked", span, text: "", confidence: 0, step: -1 });
+//   span: the kind of the span it stands in. hole: the number of its hole, null outside of one
+const masked = (span, hole) => ({ state: "masked", span, hole, text: "", confidence: 0, step: -1 });
 
 export class Recording {
   // strategy: what was asked for, null for the model's own. begin: performance.now() when it was.
-  constructor(strategy, begin) {
+  // asked: {constraint, about, budget}, see form.js.
+  constructor(strategy, begin, asked) {
     this.strategy = strategy;
     this.begin = begin;
+    this.asked = asked;
     this.frames = [];
     this.events = [];
-    this.text = "";
+    this.texts = [""]; // of each hole
+    this.lengths = []; // of the holes
+    this.isInfill = false; // something is given behind a hole
+    this.hurried = false;
     this.end = null; // {reason, passes}
     this.usage = null;
     this.problem = null;
@@ -25,8 +31,8 @@ export class Recording {
     const choice = chunk.choices[0];
     const text = choice && (choice.delta ? choice.delta.content : choice.text);
     if (text) {
-      this.text += text;
-      if (this.last) this.last.textLength = this.text.length;
+      this.texts[choice.hole_index ?? 0] += text;
+      if (this.last) this.last.textLengths = this.textLengths;
     }
     if (chunk.usage) this.usage = chunk.usage;
     if (chunk.diffusion) this.diffuse(chunk.diffusion);
@@ -39,6 +45,15 @@ export class Recording {
     if (diffusion.kind === "start") this.start(diffusion);
     else if (diffusion.kind === "snapshot") this.replace(diffusion);
     else if (diffusion.kind !== "end") this.update(diffusion);
+    this.hurried ||= Boolean(diffusion.hurried);
+  }
+
+  get text() {
+    return this.texts.join("");
+  }
+
+  get textLengths() {
+    return this.texts.map((text) => text.length);
   }
 
   get last() {
@@ -63,13 +78,16 @@ export class Recording {
     this.maskId = maskId;
     const cells = [];
     for (const { kind, length } of spans) {
+      const given = kind === "prompt" || kind === "frozen", hole = kind === "hole" ? this.lengths.length : null;
+      if (hole !== null) this.lengths.push(length);
       for (let i = 0; i < length; i++) {
-        const given = kind === "prompt" || kind === "frozen";
         cells.push(given
-          ? { state: "given", span: kind, text: tokens[cells.length] ?? "", confidence: 0, step: -1 }
-          : masked(kind));
+          ? { state: "given", span: kind, hole, text: tokens[cells.length] ?? "", confidence: 0, step: -1 }
+          : masked(kind, hole));
       }
     }
+    this.texts = this.lengths.map(() => "");
+    this.isInfill = this.lengths.length > 1 || spans.some(({ kind }) => kind === "frozen");
     this.total = cells.filter((cell) => cell.state === "masked").length;
     this.push({ step: -1, block: 0, forward_passes: 0 }, cells, new Map());
   }
@@ -82,12 +100,16 @@ export class Recording {
     update.positions.forEach((position, i) => {
       const text = update.tokens[i];
       cells[position] = update.kind === "remask"
-        ? masked(cells[position].span)
-        : filled(cells[position].span, text, update.confidences[i], update.step);
+        ? masked(cells[position].span, cells[position].hole)
+        : filled(cells[position], text, update.confidences[i], update.step);
       fresh.set(position, update.kind);
     });
     if (same) this.measure(this.last);
     else this.push(update, cells, fresh);
+    if (update.hurried) {
+      this.last.hurried = true;
+      this.last.numHurried++;
+    }
   }
 
   // The whole canvas: it replaces all that came before.
@@ -98,18 +120,19 @@ export class Recording {
       if (snapshot.token_ids[position] === this.maskId) {
         if (cell.state === "masked") return cell;
         fresh.set(position, "remask");
-        return masked(cell.span);
+        return masked(cell.span, cell.hole);
       }
       const [text, confidence] = [snapshot.tokens[position] ?? "", snapshot.confidences[position]];
       if (cell.state !== "masked" && cell.text === text && cell.confidence === confidence) return cell;
       fresh.set(position, cell.state === "masked" ? "unmask" : "revise");
-      return filled(cell.span, text, confidence, snapshot.step);
+      return filled(cell, text, confidence, snapshot.step);
     });
     this.push(snapshot, cells, fresh);
   }
 
   push({ step, block, forward_passes: passes }, cells, fresh) {
-    const frame = { step, block, passes, cells, fresh, textLength: this.text.length, seconds: this.seconds };
+    const frame = { step, block, passes, cells, fresh, textLengths: this.textLengths, seconds: this.seconds,
+      hurried: false, numHurried: this.last ? this.last.numHurried : 0 };
     this.measure(frame);
     this.frames.push(frame);
   }
@@ -119,8 +142,8 @@ export class Recording {
   }
 }
 
-function filled(span, text, confidence, step) {
-  return { state: span === "surplus" ? "surplus" : "filled", span, text, confidence, step };
+function filled({ span, hole }, text, confidence, step) {
+  return { state: span === "surplus" ? "surplus" : "filled", span, hole, text, confidence, step };
 }
 
 // The moments of a replay: for each, every recording's frame. One recording has a moment for each

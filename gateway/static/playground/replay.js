@@ -99,7 +99,7 @@ export class Replay {
       return frame.fresh.size;
     }));
     const most = Math.max(1, ...counts.flat());
-    this._bars.replaceChildren(...counts.map((row) => {
+    this._bars.replaceChildren(...counts.map((row, run) => {
       const svg = document.createElementNS(SVG, "svg");
       svg.setAttribute("viewBox", `0 0 ${row.length * BAR} ${BAR_HEIGHT}`);
       svg.setAttribute("preserveAspectRatio", "none");
@@ -109,6 +109,7 @@ export class Replay {
         const box = { x: i * BAR + 1, width: BAR - 2, y: BAR_HEIGHT - height, height };
         for (const [name, value] of Object.entries(box)) rect.setAttribute(name, value);
         rect.dataset.at = i;
+        rect.classList.toggle("hurried", count > 0 && this.moments[i][run].hurried);
       });
       return svg;
     }));

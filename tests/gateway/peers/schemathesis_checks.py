@@ -29,6 +29,10 @@ STATED = re.compile(
     r"|^(text\.format|response_format\.json_schema)\.schema is required$"
     r"|^min_tokens \(\d+\) needs (a suffix|max_tokens)"
     r"|: a schema needs type json_schema$"
+    # which segments are a document with holes
+    r"|has no hole to fill$"
+    r"|holes whose length is (still )?to be chosen"
+    r"|^(hole length|m(in|ax)_length) \(\d+\) (is not in \[1, \d+\]$|needs max_length$)"
     # which texts are a regex or a schema that is supported, and can be met in so many tokens
     r"|^(regex|json_schema|choice): "
     r"|in include$"

@@ -63,7 +63,8 @@ def stream_response(
 ) -> v1.StreamGenerateResponse:
     match event:
         case events.StepUpdate():
-            return v1.StreamGenerateResponse(step_update=_step_update(event))
+            update = _step_update(event, event.output_index)
+            return v1.StreamGenerateResponse(step_update=update)
         case events.CanvasSnapshot():
             texts = _texts(event.token_ids, info, tokenizer)
             return v1.StreamGenerateResponse(snapshot=_snapshot(event, texts))
@@ -238,7 +239,7 @@ def _output(output: events.Output) -> v1.Output:
         tokens=_tokens(output.tokens),
         hole_texts=output.hole_texts,
         end=_end(output),
-        trajectory=[_step_update(update) for update in output.trajectory],
+        trajectory=[_step_update(update, output.index) for update in output.trajectory],
     )
 
 
@@ -295,9 +296,10 @@ def _metrics(finished: events.Finished) -> v1.Metrics:
     )
 
 
-def _step_update(update: events.StepUpdate) -> v1.StepUpdate:
+def _step_update(update: events.StepUpdate, output_index: int) -> v1.StepUpdate:
+    """output_index: best_of numbers the outputs when all is known."""
     return v1.StepUpdate(
-        output_index=update.output_index,
+        output_index=output_index,
         step=update.step,
         block=update.block,
         forward_passes=update.forward_passes,
@@ -306,6 +308,7 @@ def _step_update(update: events.StepUpdate) -> v1.StepUpdate:
         token_ids=update.token_ids,
         confidences=update.confidences,
         texts=update.texts,
+        hurried=update.hurried,
     )
 
 
