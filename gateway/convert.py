@@ -314,6 +314,10 @@ def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpe
         diffusion.cache_refresh_steps = request.cache_refresh_steps
     if request.suffix_window is not None:
         diffusion.suffix_window = request.suffix_window
+    if request.hole_lengths is not None:
+        diffusion.hole_lengths = v1.HoleLengths.Value(
+            f"HOLE_LENGTHS_{request.hole_lengths.upper()}"
+        )
     if request.strategy is not None:
         set_strategy(diffusion, request.strategy)
     if request.partial_on_deadline is not None:

@@ -61,6 +61,7 @@ def test_every_parameter_reaches_its_field() -> None:
         cache="dual",
         cache_refresh_steps=9,
         suffix_window=5,
+        hole_lengths="native",
         priority=-4,
         latency_budget_s=1.5,
     )
@@ -88,6 +89,7 @@ def test_every_parameter_reaches_its_field() -> None:
             cache=v1.CACHE_POLICY_DUAL,
             cache_refresh_steps=9,
             suffix_window=5,
+            hole_lengths=v1.HOLE_LENGTHS_NATIVE,
         ),
         priority=-4,
         latency_budget=Duration(seconds=1, nanos=500_000_000),
