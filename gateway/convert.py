@@ -48,6 +48,11 @@ CACHES: dict[str, Any] = {
     if number
 }
 
+_HOLE_LENGTHS: dict[str, Any] = {
+    "confidence": v1.HOLE_LENGTHS_CONFIDENCE,
+    "native": v1.HOLE_LENGTHS_NATIVE,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Names:
@@ -315,9 +320,7 @@ def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpe
     if request.suffix_window is not None:
         diffusion.suffix_window = request.suffix_window
     if request.hole_lengths is not None:
-        diffusion.hole_lengths = v1.HoleLengths.Value(
-            f"HOLE_LENGTHS_{request.hole_lengths.upper()}"
-        )
+        diffusion.hole_lengths = _HOLE_LENGTHS[request.hole_lengths]
     if request.strategy is not None:
         set_strategy(diffusion, request.strategy)
     if request.partial_on_deadline is not None:
