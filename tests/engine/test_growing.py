@@ -298,6 +298,10 @@ def test_a_score_is_that_of_the_canvas_as_it_came_to_be(engine: Engine) -> None:
         assert (variant.token_ids[others] == compact[others]).all()
         assert (variant.position_ids == np.arange(len(compact))).all()
         assert (variant.heads == masked - 1).all()
+        twin = row.blind(variant)
+        given = np.isin(row.present, np.flatnonzero(row.state <= State.FROZEN))
+        assert (twin.token_ids[given] == MASK).all()
+        assert (twin.token_ids[~given] == variant.token_ids[~given]).all()
     scores = [o.score for o in engine.generate(request(temperature=1.0, best_of=4, n=4)).outputs]
     assert None not in scores
     assert scores == sorted(scores, reverse=True)
@@ -410,12 +414,10 @@ def test_what_counts_on_positions_is_refused_by_name(
     with pytest.raises(InvalidRequestError) as caught:
         engine.resolve(request(**params))
     assert {v.field: says in v.description for v in caught.value.violations}[field]
-    if params.keys() <= {"strategy", "block_length", "steps", "suffix_window", "cache"}:
-        engine.resolve(
-            request(hole_lengths=LengthChoice.CONFIDENCE, **params)
-            if "steps" not in params
-            else request(hole_lengths=LengthChoice.CONFIDENCE, block_length=28, **params)
-        )
+    if "steps" in params:
+        params = params | {"block_length": 28}
+    if "stop_token_ids" not in params:
+        engine.resolve(request(hole_lengths=LengthChoice.CONFIDENCE, **params))
 
 
 def test_a_budget_and_a_constraint_are_refused_beside_growth(engine: Engine) -> None:
@@ -426,6 +428,25 @@ def test_a_budget_and_a_constraint_are_refused_beside_growth(engine: Engine) -> 
     held = (Hole(2, constraint=RegexConstraint("a")), Hole(max_length=3))
     with pytest.raises(InvalidRequestError, match="a constraint cannot be used beside"):
         engine.resolve(request(held))
+
+
+def test_a_hole_at_the_documents_end_is_filled_to_its_length(engine: Engine) -> None:
+    """Nothing stands behind it: even there the delete token ends no text."""
+    lengths = set()
+    for first in range(12):
+        asked = request(
+            ((first, 1), Hole(max_length=8)), temperature=1.0, ignore_eos=bool(first % 2)
+        )
+        lengths |= set(check(asked, engine.generate(asked)))
+    assert len(lengths) > 2
+
+
+def test_what_grows_says_nothing_of_the_pace_of_others(tmp_path: Path) -> None:
+    engine = tiny_engine(growing_checkpoint(tmp_path))
+    engine.generate(request())
+    assert not engine.hurry._paces
+    engine.generate(request(hole_lengths=LengthChoice.CONFIDENCE))
+    assert engine.hurry._paces
 
 
 def test_growth_needs_the_tokens_and_an_open_length(engine: Engine) -> None:
