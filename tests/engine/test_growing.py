@@ -377,7 +377,7 @@ def test_a_loop_of_growing_and_shrinking_ends(tmp_path: Path) -> None:
 def test_outside_growing_holes_the_tokens_are_what_they_were(engine: Engine) -> None:
     """No answer has the expand token; the delete token ends a text, and fills no hole."""
     stopped = False
-    for seed in range(20):
+    for seed in range(7):
         params = RequestParams(max_new_tokens=24, temperature=2.0, seed=seed)
         output = engine.generate(Request(TokensPrompt((seed, 2)), params)).outputs[0]
         assert EXPAND not in output.canvas[2:]
