@@ -49,6 +49,11 @@ CACHES: dict[str, Any] = {
     if number
 }
 
+_HOLE_LENGTHS: dict[str, Any] = {
+    "confidence": v1.HOLE_LENGTHS_CONFIDENCE,
+    "native": v1.HOLE_LENGTHS_NATIVE,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Names:
@@ -327,6 +332,8 @@ def _spec(request: CommonFields, max_new_tokens: int | None) -> v1.GenerationSpe
         diffusion.cache_refresh_steps = request.cache_refresh_steps
     if request.suffix_window is not None:
         diffusion.suffix_window = request.suffix_window
+    if request.hole_lengths is not None:
+        diffusion.hole_lengths = _HOLE_LENGTHS[request.hole_lengths]
     if request.strategy is not None:
         set_strategy(diffusion, request.strategy)
     if request.partial_on_deadline is not None:

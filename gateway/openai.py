@@ -111,6 +111,13 @@ class CommonFields(Struct, kw_only=True):
         TokenId | None,
         Meta(description="Leave out masks more than so many positions behind the active block."),
     ] = None
+    hole_lengths: Annotated[
+        Literal["confidence", "native"] | None,
+        Meta(
+            description="How the length of a gap of min_tokens to max_tokens is found. Default: "
+            "native where the model can."
+        ),
+    ] = None
     strategy: Annotated[
         Strategy | None,
         Meta(description="How positions are chosen. Default: the model's."),

@@ -284,6 +284,9 @@ class Model(Struct, frozen=True):
         list[str], Meta(description="The types of `strategy` that the model can decode by.")
     ]
     supports_infill: Annotated[bool, Meta(description="Whether `suffix` is taken.")]
+    grows_holes: Annotated[
+        bool, Meta(description="Whether a gap's length is found natively, while it is filled.")
+    ]
     supports_chat: Annotated[bool, Meta(description="Whether it has a chat template.")]
 
 

@@ -297,6 +297,7 @@ def model(
         caches=[_CACHES[kind] for kind in info.caches if kind in _CACHES],
         strategies=list(info.strategies),
         supports_infill=info.supports_infill,
+        grows_holes=info.grows_holes,
         supports_chat=info.has_chat_template,
     )
 

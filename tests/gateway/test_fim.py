@@ -166,6 +166,9 @@ def test_stop_and_diffusions_own_fields_reach_the_server(
         ({"min_tokens": 3, "suffix": "<|mask|>"}, "suffix"),
         ({"min_tokens": 3, "prompt": "<|mask|>"}, "prompt"),
         ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 3, "hole_lengths": "native"}, "hole_lengths"),
+        ({"hole_lengths": "confidence"}, "hole_lengths"),  # max_tokens is the length
+        ({"min_tokens": 3, "hole_lengths": "other"}, "hole_lengths"),
         ({"random_seed": "x"}, "random_seed"),
         ({"random_seed": 2}, "random_seed"),  # and seed is 1
         ({"logprobs": 2}, "logprobs"),

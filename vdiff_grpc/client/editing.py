@@ -39,8 +39,15 @@ def finished_ids(given: Sequence[int], output: v1.Output, mask_token_id: int) ->
         else:
             ids.append(token)
     fill()
-    if generated:
-        raise ValueError(f"the output has tokens at {sorted(generated)}, where the input has none")
+    if generated:  # holes that grew: on the canvas they are as long as they may be
+        places = dict(zip(output.tokens.positions, output.tokens.ids, strict=True))
+        masks = {i for i, token in enumerate(given) if token == mask_token_id}
+        if not places.keys() <= masks:
+            raise ValueError(
+                f"the output has tokens at {sorted(generated)}, where the input has none"
+            )
+        filled = (places.get(i, token) for i, token in enumerate(given))
+        ids = [token for token in filled if token != mask_token_id]
     ends_with_hole = mask_token_id not in given or given[-1] == mask_token_id
     if output.end.HasField("stop_token_id") and ends_with_hole:
         ids.append(output.end.stop_token_id)

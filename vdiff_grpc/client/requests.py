@@ -17,6 +17,7 @@ Role: TypeAlias = Literal["system", "user", "assistant"]
 Granularity: TypeAlias = Literal["committed", "steps", "snapshots"]
 Message: TypeAlias = v1.ChatMessage | Mapping[str, str]
 Cache: TypeAlias = Literal["none", "settled", "prefix", "dual"]
+HoleLengths: TypeAlias = Literal["confidence", "native"]
 Segment: TypeAlias = str | Sequence[int] | v1.Hole
 ModelInput: TypeAlias = str | v1.TokenIds | v1.ChatInput | v1.InfillTemplate
 
@@ -29,6 +30,10 @@ _CACHES: dict[str, Any] = {
     name.removeprefix("CACHE_POLICY_").lower(): number
     for name, number in v1.CachePolicy.items()
     if number
+}
+_HOLE_LENGTHS: dict[str, Any] = {
+    "confidence": v1.HOLE_LENGTHS_CONFIDENCE,
+    "native": v1.HOLE_LENGTHS_NATIVE,
 }
 _GRANULARITIES: dict[str, v1.Granularity] = {
     "committed": v1.GRANULARITY_COMMITTED,
@@ -69,6 +74,7 @@ class SpecFields(InputFields, total=False):
     cache: Cache | None
     cache_refresh_steps: int | None
     suffix_window: int | None
+    hole_lengths: HoleLengths | None
     partial_on_deadline: bool | None  # the canvas as it stands, in place of TimedOutError
     priority: int | None  # among those that wait; the smaller goes first
     return_trajectory: bool | None  # not in streams
@@ -122,6 +128,7 @@ def build_spec(
     cache: Cache | None = None,
     cache_refresh_steps: int | None = None,
     suffix_window: int | None = None,
+    hole_lengths: HoleLengths | None = None,
     partial_on_deadline: bool | None = None,
     priority: int | None = None,
     return_trajectory: bool | None = None,
@@ -139,6 +146,9 @@ def build_spec(
         cache=None if cache is None else _choice("cache", cache, _CACHES),
         cache_refresh_steps=cache_refresh_steps,
         suffix_window=suffix_window,
+        hole_lengths=None
+        if hole_lengths is None
+        else _choice("hole_lengths", hole_lengths, _HOLE_LENGTHS),
     )
     if strategy is not None:
         case = getattr(diffusion, strategy_name(strategy))

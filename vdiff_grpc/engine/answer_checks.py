@@ -54,11 +54,14 @@ def check_trajectory(
     block_length: int,
     steps: int | None,
     bad: Violations,
+    times: int = 1,
 ) -> None:
-    """Its size. num_positions: of one answer, those beyond its end included."""
+    """Its size. num_positions: of one answer, those beyond its end included. times: that each of
+    the strategy's changes may move all of them.
+    """
     if not request.return_trajectory:
         return
-    most = num_rows * strategy.most_changes(num_positions, block_length, steps)
+    most = num_rows * times * strategy.most_changes(num_positions, block_length, steps)
     if most > MAX_TRAJECTORY_CHANGES:
         bad.add(
             "return_trajectory",

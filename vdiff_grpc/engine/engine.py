@@ -18,6 +18,7 @@ from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.constraint_checks import compiler_for
 from vdiff_grpc.engine.decoding.registry import rule_of
 from vdiff_grpc.engine.events import Event, Failed, Finished, LaidOut
+from vdiff_grpc.engine.growing import row_of
 from vdiff_grpc.engine.hurry import Hurry, outcome
 from vdiff_grpc.engine.lengths import laid_out
 from vdiff_grpc.engine.likelihood import begin_scoring, is_scoring
@@ -131,9 +132,9 @@ class Engine:
         wanted, see take_marks. Raises QueueFullError or BudgetError.
         """
         assert key not in self._open, f"key {key} is taken"
-        first = Sequence(key, request, 0, self.info, self.tokenizer)
+        first = row_of(key, request, 0, self.info, self.tokenizer)
         sequences = [first] + [
-            Sequence(key, request, index, self.info, self.tokenizer, leader=first)
+            row_of(key, request, index, self.info, self.tokenizer, leader=first)
             for index in range(1, request.num_rows)
         ]
         now = self.clock()
@@ -268,9 +269,9 @@ class Engine:
         if row.search is not None and row.search.hole is None:
             events.append(self._lay_out(opened, tuple(row.search.lengths)))
         for changes in result.steps:
-            row.apply(changes)
-            self._count(committed_tokens=int(np.count_nonzero(changes.actions == _UNMASK)))
-            if len(changes) and not row.first_commit_ns:
+            changed = row.apply(changes)
+            self._count(committed_tokens=int(np.count_nonzero(changed.actions == _UNMASK)))
+            if len(changed) and not row.first_commit_ns:
                 row.first_commit_ns = self.clock()
             done = rule.is_block_done(row)
             row.settle(block_done=done)

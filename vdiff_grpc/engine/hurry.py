@@ -127,6 +127,8 @@ class Hurry:
             row = result.sequence
             if not row.params.strategy.HURRIES or not result.steps or row.haste.floor:
                 continue
+            if row.request.growing:
+                continue  # not all that it decides is filled
             filled = sum(int(np.count_nonzero(c.actions == _UNMASK)) for c in result.steps)
             level = self._levels.get(row, 0)
             key = self._key(row, level)

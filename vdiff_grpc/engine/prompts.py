@@ -137,9 +137,12 @@ def _template(
         else:
             spans.append(Span(kind, len(ids)))
 
-    framed = bool(info.suffix_ids) and not any(isinstance(s, tuple) for s in segments)
-    if framed or (not info.suffix_ids and isinstance(next(iter(segments), None), str)):
-        give(info.prefix_ids)
+    before, after = info.prefix_ids, info.suffix_ids
+    if info.growth is not None:
+        before, after = info.growth.before, info.growth.after
+    framed = bool(after) and not any(isinstance(s, tuple) for s in segments)
+    if framed or (not after and isinstance(next(iter(segments), None), str)):
+        give(before)
     for segment, path in zip(segments, paths, strict=True):
         if len(canvas) > info.max_positions:
             bad.add(
@@ -164,7 +167,7 @@ def _template(
             f"the model {info.name} cannot see text after a hole",
         )
     if framed:
-        give(info.suffix_ids)
+        give(after)
     return canvas, spans
 
 

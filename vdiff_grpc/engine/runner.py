@@ -29,6 +29,7 @@ from vdiff_grpc.engine.decoding.stages import (
     normaliser_and_entropy,
     perturbed,
 )
+from vdiff_grpc.engine.growing import GrowingSequence, bans
 from vdiff_grpc.engine.models.loader import LoadedModel
 from vdiff_grpc.engine.models.row_model import RowModel
 from vdiff_grpc.engine.packing import Fill, PackedStep, pack
@@ -76,7 +77,14 @@ class Runner:
         self._filler_id = info.mask_token_id or 0
         self._vocab_size = info.vocab_size
         self._banned_ids = self._to_device(np.array(sorted(banned_ids), dtype=np.int64))
-        self._end_ids = self._to_device(np.array(info.end_token_ids, dtype=np.int64))
+        growth = info.growth
+        ends = [i for i in info.end_token_ids if growth is None or i != growth.delete]
+        self._end_ids = self._to_device(np.array(ends, dtype=np.int64))
+        self._info = info
+        self._growth_ids = [
+            self._to_device(np.array([i], dtype=np.int64))
+            for i in ((growth.expand, growth.delete) if growth else ())
+        ]
 
     @torch.inference_mode()
     def step(self, sequences: Rows[Sequence]) -> list[RowStep]:
@@ -115,6 +123,8 @@ class Runner:
     def _plan(self, row: Sequence) -> tuple[Variant, ...]:
         rule = rule_of(row)
         plan = rule.plan(row)
+        if isinstance(row, GrowingSequence):
+            return tuple(map(row.compacted, plan))
         return tuple(self._with_noise(row, v) for v in plan) if rule.noisy_canvas else plan
 
     def _with_noise(self, row: Sequence, variant: Variant) -> Variant:
@@ -172,15 +182,19 @@ class Runner:
     def _candidates(self, packed: PackedStep, logits: Tensor) -> tuple[Candidates, Tensor]:
         """The stages that all rules share; and the row of each candidate."""
         count = packed.num_candidates
-        rows, status, current, positions, numbers, without_end = self._columns_to_device(
+        growth_bans = bans(packed, self._info) if self._growth_ids else ()
+        rows, status, current, positions, numbers, without_end, *without = self._columns_to_device(
             packed.rows,
             packed.status,
             packed.current,
             packed.positions,
             packed.numbers,
             packed.without_end(),
+            *growth_bans,
         )
         banned = ban_(logits, self._banned_ids, self._end_ids, without_end)
+        for token, lines in zip(self._growth_ids, without, strict=True):
+            banned = torch.cat([banned, ban_(logits, self._banned_ids[:0], token, lines)], dim=1)
         entropies = None
         if any(rule_of(s).wants_entropy for s in packed.sequences):
             log_sums, entropies = normaliser_and_entropy(logits, banned)

@@ -45,6 +45,7 @@ class State(enum.IntEnum):
     FROZEN = 1
     MASKED = 2
     COMMITTED = 3
+    ABSENT = 4  # beyond the length that its hole has now: growing.py
 
 
 # Plain numbers: an enum's member is looked up slowly (Python 3.11), which counts at every step.
@@ -123,13 +124,10 @@ class Sequence:
         self.bans_any_end = bool(self.bans_end.any())
         self._masked: Ints | None = None
         hole_ends = np.cumsum([s.length for s in request.spans if s.kind is SpanKind.HOLE])
-        ends = set(self.params.stop_token_ids)
-        if not self.params.ignore_eos:
-            ends.update(self.info.end_token_ids)
+        own = () if self.params.ignore_eos else self.info.end_token_ids
+        ends = frozenset((*self.params.stop_token_ids, *own))
         stops = self.params.stop_strings
-        self.text = TextStream(
-            self.index, self.tokenizer, stops, frozenset(ends), hole_ends.tolist()
-        )
+        self.text = TextStream(self.index, self.tokenizer, stops, ends, hole_ends.tolist())
         self.text.is_whole = bool(request.constraints) and not request.is_template
         self.memory: Any = None
         self.blocks = split_blocks(self.generated, self.params.block_length, self.info)
@@ -137,8 +135,8 @@ class Sequence:
             total_steps(self.params, len(self.generated)), [b.stop - b.start for b in self.blocks]
         )
         # a network that computes rows one by one keeps what it wants itself
-        own = self.info.attention is AttentionPattern.CANVAS
-        self.policy = POLICIES[CacheKind.NONE if own else self.params.cache]
+        keeps = self.info.attention is not AttentionPattern.CANVAS
+        self.policy = POLICIES[self.params.cache if keeps else CacheKind.NONE]
         self.cache_refresh_steps = self.params.cache_refresh_steps
         self.prompt_pages: tuple[bytes, ...] = ()
         if self.policy.shares:
@@ -248,8 +246,8 @@ class Sequence:
 
     # --- what a step changes -------------------------------------------------
 
-    def apply(self, changes: Columns) -> None:
-        """One logical step's changes to the canvas. Counts the step in its block."""
+    def apply(self, changes: Columns) -> Columns:
+        """One logical step's changes, which it counts. Returns what has changed on the canvas."""
         positions, actions = changes.positions, changes.actions
         if (actions == _UNMASK).all():
             assert (self.state[positions] == _MASKED).all(), "masks are filled"
@@ -263,6 +261,7 @@ class Sequence:
         if self.params.top_logprobs:
             self._keep_top(changes)
         self.step_in_block += 1
+        return changes
 
     def settle(self, *, block_done: bool) -> None:
         """Hands on the tokens that can no longer change and follow the text without a gap."""

@@ -39,6 +39,8 @@ def check_stop_ids(
             why = f"is not in the vocabulary of {info.vocab_size}"
         elif token == info.mask_token_id:
             why = "is the mask token, which is never generated"
+        elif info.growth is not None and token == info.growth.expand:
+            why = "is the expand token, which no answer has"
         elif token in info.suppressed_ids:
             why = "is suppressed by the checkpoint's generation config"
         elif tokenizer is not None and token not in tokenizer.defined_ids:

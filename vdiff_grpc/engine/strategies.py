@@ -65,6 +65,7 @@ class Strategy:
     SPARE_STEPS: there may be more of them than positions.
     REVOCABLE: what it has filled may change until its block is left.
     HURRIES: it can be made to fill more in a step than it would.
+    GROWS: it asks nothing of the step before, so that positions may come and go.
     """
 
     NAME: ClassVar[str] = ""
@@ -72,6 +73,7 @@ class Strategy:
     SPARE_STEPS: ClassVar[bool] = False
     REVOCABLE: ClassVar[bool] = False
     HURRIES: ClassVar[bool] = False
+    GROWS: ClassVar[bool] = False
 
     def step_tokens(self, length: int, block_length: int) -> int:
         """Most tokens that one step of a canvas of `length` computes, guidance aside."""
@@ -103,6 +105,7 @@ class FixedSchedule(Strategy):
 
     NAME = "fixed_schedule"
     HURRIES = True
+    GROWS = True
     HAS_STEPS = True
     remasking: Remasking = _choice(Remasking.LOW_CONFIDENCE)
 
@@ -113,6 +116,7 @@ class DreamSchedule(Strategy):
 
     NAME = "dream_schedule"
     HURRIES = True
+    GROWS = True
     HAS_STEPS = True
     order: DreamOrder = _choice(DreamOrder.ENTROPY)
     order_temperature: float = _number(0.0, 0.0, 100.0)
@@ -124,6 +128,7 @@ class ConfidenceThreshold(Strategy):
 
     NAME = "confidence_threshold"
     HURRIES = True
+    GROWS = True
     threshold: float = _number(0.9, 0.0, 1.0, open_low=True)
 
 
@@ -133,6 +138,7 @@ class Factor(Strategy):
 
     NAME = "factor"
     HURRIES = True
+    GROWS = True
     factor: float = _number(1.0, 0.0, 1000.0, open_low=True)
 
 
@@ -142,6 +148,7 @@ class DynamicThreshold(Strategy):
 
     NAME = "dynamic_threshold"
     HURRIES = True
+    GROWS = True
     HAS_STEPS = True
     threshold: float = _number(0.85, 0.0, 1.0, open_low=True)
 
@@ -152,6 +159,7 @@ class EntropyBound(Strategy):
 
     NAME = "entropy_bound"
     HURRIES = True
+    GROWS = True
     bound: float = _number(0.1, 0.0, 1000.0)
 
 
@@ -255,6 +263,7 @@ class AdaptiveConfidence(Strategy):
 
     NAME = "adaptive_confidence"
     HURRIES = True
+    GROWS = True
     threshold: float = _number(0.8, 0.0, 1.0, open_low=True)
     max_parallel: int = _number(16, 1, 1024)
 

@@ -95,10 +95,7 @@ class TextStream:
         if self.stop_strings and self._match_stop(before):
             return
         if self.num_pushed == self.hole_ends[len(self.hole_texts)]:
-            self._finish_hole()
-            if len(self.hole_texts) == len(self.hole_ends):
-                reason = FinishReason.STOP if self.is_whole else FinishReason.LENGTH
-                self.end = TextEnd(reason, None)
+            self.end_hole()
         else:
             self._release(len(self._seen) - self._held_back())
 
@@ -106,6 +103,13 @@ class TextStream:
     def tokens(self) -> Tokens:
         """All whose text is certain."""
         return _tokens(self._certain)
+
+    def end_hole(self) -> None:
+        """The current hole is full; with the last one the output ends."""
+        self._finish_hole()
+        if len(self.hole_texts) == len(self.hole_ends):
+            reason = FinishReason.STOP if self.is_whole else FinishReason.LENGTH
+            self.end = TextEnd(reason, None)
 
     def push_apart(
         self, token: int, position: int, step: int, confidence: float, top: TopTokens | None

@@ -56,6 +56,13 @@ class Hole:
         return self.length if self.max_length is None else self.max_length
 
 
+class LengthChoice(enum.Enum):
+    """How the lengths of holes that leave it open are found."""
+
+    CONFIDENCE = "confidence"  # before anything is filled
+    NATIVE = "native"  # while they are filled: GrowthTokens
+
+
 @dataclass(frozen=True, slots=True)
 class InfillPrompt:
     """Segments in order: text, token ids, or a hole."""
@@ -88,6 +95,7 @@ class RequestParams:
     cache: CacheKind | None = None
     cache_refresh_steps: int | None = None
     suffix_window: int | None = None
+    hole_lengths: LengthChoice | None = None
 
 
 MAX_TOP_LOGPROBS = 20
@@ -144,6 +152,7 @@ class SamplingParams:
     cache: CacheKind = CacheKind.NONE
     cache_refresh_steps: int = 0  # 0: at each block's begin only
     suffix_window: int | None = None  # None: all of the canvas
+    hole_lengths: LengthChoice | None = None  # None: all holes have theirs
 
 
 class SpanKind(enum.Enum):
@@ -171,6 +180,7 @@ class ResolvedRequest:
     due_ns: when it should be answered, hurried if need be; the same clock.
     hole_ranges: shortest and longest of each hole where some are still to be chosen; the canvas
     then is the longest. search_tokens: that one step of the choice computes at most, or one canvas.
+    growing: the same of holes that grow while they are filled.
     constraints: of holes, at most one each, in their order.
     """
 
@@ -191,6 +201,7 @@ class ResolvedRequest:
     return_trajectory: bool = False
     hole_ranges: tuple[tuple[int, int], ...] = ()
     search_tokens: int = 0
+    growing: tuple[tuple[int, int], ...] = ()
     constraints: tuple[HoleConstraint, ...] = ()
 
     @property
@@ -220,6 +231,19 @@ class AttentionPattern(enum.Enum):
     BLOCK_CAUSAL = "block_causal"
     CAUSAL = "causal"
     CANVAS = "canvas"
+
+
+@dataclass(frozen=True, slots=True)
+class GrowthTokens:
+    """By which a model grows and shrinks a hole that it fills (DreamOn).
+
+    before, after: what it wants around a document with holes.
+    """
+
+    expand: int
+    delete: int
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +278,7 @@ class ModelInfo:
     caches: tuple[CacheKind, ...] = (CacheKind.NONE,)
     auxiliary: str = ""
     auxiliary_positions: int = 0
+    growth: GrowthTokens | None = None
 
     @property
     def blank_id(self) -> int:

@@ -22,6 +22,7 @@ from vdiff_grpc.engine.constraint_checks import (
 )
 from vdiff_grpc.engine.constraints.automaton import HoleConstraint
 from vdiff_grpc.engine.constraints.compiler import Compiler
+from vdiff_grpc.engine.growth_checks import most_steps, resolve_hole_lengths
 from vdiff_grpc.engine.layout_checks import (
     check_beginning,
     hole_ranges,
@@ -46,6 +47,7 @@ from vdiff_grpc.engine.types import (
     EngineConfig,
     EngineLimits,
     InfillPrompt,
+    LengthChoice,
     ModelInfo,
     Prompt,
     Request,
@@ -166,6 +168,8 @@ def resolve(
             "its holes have their lengths",
         )
     constraints = wanted(request, bad)
+    hole_lengths = resolve_hole_lengths(request, strategy, info, bad)
+    grows = hole_lengths is LengthChoice.NATIVE
     for field, _ in constraints.values():
         check_kind(field, request, strategy, info, tokenizer, bad)
     num_asked = base.max_new_tokens if asked.max_new_tokens is None else asked.max_new_tokens
@@ -210,7 +214,7 @@ def resolve(
     num_rows = _or(asked.best_of, n)
     cfg_scale = _or(asked.cfg_scale, base.cfg_scale)
     block_length = _only_block_length(info) or min(
-        _or(asked.block_length, base.block_length), num_new
+        num_new if grows else _or(asked.block_length, base.block_length), num_new
     )
     computed = len(canvas)
     pages = info.caches == (CacheKind.SETTLED,) and info.attention is not AttentionPattern.CANVAS
@@ -232,8 +236,11 @@ def resolve(
     num_blocks = -(-(num_new + more) // block_length)
     steps = resolve_steps(asked.steps, strategy, num_new, num_blocks, limits, bad)
     budget_ns = resolve_budget(request, strategy, limits, info, bad)
+    if grows:
+        steps = budget_ns = None
     bad.raise_if_any()
-    check_trajectory(request, strategy, num_rows, num_new + more, block_length, steps, bad)
+    times = most_steps(num_new) if grows else 1
+    check_trajectory(request, strategy, num_rows, num_new + more, block_length, steps, bad, times)
     bad.raise_if_any()
     ignore_eos = _or(asked.ignore_eos, base.ignore_eos)
     ranges = hole_ranges(request.prompt)
@@ -268,6 +275,7 @@ def resolve(
             cache=cache,
             cache_refresh_steps=refresh,
             suffix_window=asked.suffix_window,
+            hole_lengths=hole_lengths,
         ),
         seeds=tuple(output_seed(seed, index) for index in range(num_rows)),
         is_template=infill
@@ -280,8 +288,11 @@ def resolve(
         priority=priority,
         due_ns=None if budget_ns is None else arrival + budget_ns,
         return_trajectory=request.return_trajectory,
-        hole_ranges=ranges,
-        search_tokens=min(limits.max_prompt_step_tokens, limits.max_step_tokens) if ranges else 0,
+        hole_ranges=() if grows else ranges,
+        search_tokens=0
+        if grows or not ranges
+        else min(limits.max_prompt_step_tokens, limits.max_step_tokens),
+        growing=ranges if grows else (),
         constraints=held,
     )
 

@@ -96,12 +96,16 @@ def _scores_by(kind: DreamOrder, logits: Tensor, token_ids: Tensor) -> Tensor:
 
 def _parameters(row: Sequence, temperature: float) -> list[float]:
     strategy = strategy_of(row, DreamSchedule)
-    share = _shares(row.steps_in_block)[row.step_in_block]
-    masks = torch.tensor(len(row.masked_in_block()))
+    if row.request.growing:
+        share, count = 0.0, row.scheduled_commits()
+    else:
+        shares = _shares(row.steps_in_block)[row.step_in_block]
+        masks = torch.tensor(len(row.masked_in_block()))
+        share, count = float(shares), int(masks * shares)
     return [
         _ORDERS.index(strategy.order),
-        float(share),
-        int(masks * share),
+        share,
+        count,
         strategy.order_temperature,
         temperature,
         row.params.top_k,

@@ -1,6 +1,7 @@
-"""Dream, Dream-Coder, DiffuCoder: Qwen2 with full attention and logits one place to the left.
+"""Dream, Dream-Coder, DiffuCoder, DreamOn: Qwen2 with full attention and logits one place to the left.
 
-Source: arXiv:2508.15487; ZHZisZZ/dllm dllm/pipelines/dream/models/modeling_dream.py ca17675.
+Source: arXiv:2508.15487; ZHZisZZ/dllm dllm/pipelines/dream/models/modeling_dream.py ca17675. DreamOn:
+arXiv:2602.01326; DreamLM/DreamOn demo/quickstart.py, eval/evaluate.py 8a0a549.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import Any
 
 from vdiff_grpc.engine.models.family import FULL_ATTENTION_SHIFTED, Config, Family
 from vdiff_grpc.engine.strategies import DreamSchedule
-from vdiff_grpc.engine.types import AttentionPattern
+from vdiff_grpc.engine.types import AttentionPattern, GrowthTokens
 from vdiff_grpc.errors import CheckpointError
 
 
@@ -58,6 +59,27 @@ def mask_token_id(config: Config) -> int:
     return config.integer("mask_token_id")
 
 
+def growth(config: Config) -> GrowthTokens | None:
+    """DreamOn's tokens: by the config's word, else by their names in the tokenizer.
+
+    The published checkpoint has no token of its own that deletes: its end of text does. A document
+    with holes stands between bos and end of text there.
+    """
+    expand = config.integers("expand_token_id") or config.added_token_ids(("<|expand|>",))
+    delete = config.integers("delete_token_id") or config.added_token_ids(("<|delete|>",))
+    if not expand and not delete:
+        return None
+    ends, special = config.integers("eos_token_id"), config.special_ids
+    delete = delete or ends
+    if not expand or not delete:
+        raise CheckpointError(
+            f"{config.path}: of the tokens that grow and shrink a hole there is only one: expected "
+            "expand_token_id, and delete_token_id or eos_token_id"
+        )
+    before = [special["bos_token"]] if "bos_token" in special else config.integers("bos_token_id")
+    return GrowthTokens(expand[0], delete[0], tuple(before[:1]), tuple(ends[:1]))
+
+
 FAMILY = Family(
     name="dream",
     model_types=("Dream",),
@@ -75,4 +97,5 @@ FAMILY = Family(
     default_strategy=DreamSchedule(),
     shift=1,
     end_token_names=("<|im_end|>",),
+    growth=growth,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.models.checkpoint import Config
 from vdiff_grpc.engine.strategies import EntropyBound, Strategy
-from vdiff_grpc.engine.types import AttentionPattern
+from vdiff_grpc.engine.types import AttentionPattern, GrowthTokens
 
 if TYPE_CHECKING:
     from vdiff_grpc.engine.models.loader import LoadedModel
@@ -47,6 +47,10 @@ def _no_offset(_: Config) -> int:
     return 0
 
 
+def _no_growth(_: Config) -> GrowthTokens | None:
+    return None
+
+
 def _nothing() -> None:
     """No preparation."""
 
@@ -78,6 +82,7 @@ class Family:
     mixture_of_experts: the class takes an implementation of its experts.
     strategy_of: the default strategy by the checkpoint's word, instead of `default_strategy`.
     default_temperature: where the generation config names none.
+    growth: its tokens that grow and shrink holes, if the checkpoint has them.
     network: the class of the loaded model where packed rows do not fit the network, which then
     keeps an attention of transformers. Imports torch when called.
     """
@@ -111,4 +116,5 @@ class Family:
     mixture_of_experts: bool = False
     strategy_of: Callable[[Config], Strategy] | None = None
     default_temperature: float = 0.0
+    growth: Callable[[Config], GrowthTokens | None] = _no_growth
     network: Callable[[], type[LoadedModel]] | None = None

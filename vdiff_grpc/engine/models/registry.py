@@ -27,7 +27,7 @@ from vdiff_grpc.engine.models.llada2 import FAMILY as LLADA2
 from vdiff_grpc.engine.models.llada_moe import FAMILY as LLADA_MOE
 from vdiff_grpc.engine.models.sdar import FAMILY as SDAR
 from vdiff_grpc.engine.strategies import AdaptiveParallel
-from vdiff_grpc.engine.types import AttentionPattern, ModelInfo
+from vdiff_grpc.engine.types import AttentionPattern, GrowthTokens, ModelInfo
 from vdiff_grpc.errors import CheckpointError
 
 __all__ = ["FAMILIES", "describe", "find_family", "fingerprint", "read_json"]
@@ -154,6 +154,7 @@ def _describe(config: Config, family: Family, name: str) -> ModelInfo:
         prefix_ids=before,
         suffix_ids=after if family.encloses_text else (),
         caches=family.caches or _caches(family.attention),
+        growth=family.growth(config),
     )
     _check_ids(info, config)
     return info
@@ -209,11 +210,16 @@ def _temperature(generation: dict[str, Any], root: Path, default: float) -> floa
     return float(value)
 
 
+def _ids_of(growth: GrowthTokens) -> tuple[int, ...]:
+    return (growth.expand, growth.delete, *growth.before, *growth.after)
+
+
 def _check_ids(info: ModelInfo, config: Config) -> None:
     """Ids beyond the vocabulary would be drawn from, or looked up, where nothing is."""
     for what, ids in (
         ("mask_token_id", () if info.mask_token_id is None else (info.mask_token_id,)),
         ("the tokenizer's mark of a text", info.prefix_ids + info.suffix_ids),
+        ("expand or delete token", () if info.growth is None else _ids_of(info.growth)),
     ):
         for token in ids:
             if not 0 <= token < info.vocab_size:

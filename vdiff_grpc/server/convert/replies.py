@@ -134,6 +134,7 @@ def model_info_response(
         defaults=resolved,
         block_length=info.block_length,
         auxiliary_model=info.auxiliary,
+        grows_holes=info.growth is not None,
     )
 
 
@@ -209,6 +210,7 @@ def _resolved(params: types.SamplingParams) -> v1.ResolvedParams:
         cache=_cache_policy(params.cache),
         cache_refresh_steps=params.cache_refresh_steps or None,
         suffix_window=params.suffix_window,
+        hole_lengths=params.hole_lengths and f"HOLE_LENGTHS_{params.hole_lengths.name}",
     )
     set_strategy(diffusion, params.strategy)
     sampling = v1.SamplingParams(

@@ -28,6 +28,9 @@ _ROLES = {v1.ROLE_SYSTEM: "system", v1.ROLE_USER: "user", v1.ROLE_ASSISTANT: "as
 _CACHES: dict[int, CacheKind] = {
     getattr(v1, f"CACHE_POLICY_{kind.name}"): kind for kind in CacheKind
 }
+_LENGTH_CHOICES: dict[int, types.LengthChoice] = {
+    getattr(v1, f"HOLE_LENGTHS_{choice.name}"): choice for choice in types.LengthChoice
+}
 _GRANULARITIES = {
     v1.GRANULARITY_UNSPECIFIED: types.Granularity.COMMITTED,
     v1.GRANULARITY_COMMITTED: types.Granularity.COMMITTED,
@@ -267,7 +270,19 @@ def _params(
         if diffusion.HasField("cache_refresh_steps")
         else None,
         suffix_window=diffusion.suffix_window if diffusion.HasField("suffix_window") else None,
+        hole_lengths=_hole_lengths(diffusion, violations),
     )
+
+
+def _hole_lengths(
+    diffusion: v1.DiffusionParams, violations: list[FieldViolation]
+) -> types.LengthChoice | None:
+    if diffusion.hole_lengths == v1.HOLE_LENGTHS_UNSPECIFIED:
+        return None
+    choice = _LENGTH_CHOICES.get(diffusion.hole_lengths)
+    if choice is None:
+        violations.append(_not_in_enum("diffusion.hole_lengths", diffusion.hole_lengths))
+    return choice
 
 
 def _cache(diffusion: v1.DiffusionParams, violations: list[FieldViolation]) -> CacheKind | None:
