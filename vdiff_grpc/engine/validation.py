@@ -40,6 +40,7 @@ from vdiff_grpc.engine.strategy_checks import (
     resolve_strategy,
 )
 from vdiff_grpc.engine.tokenizer import Tokenizer
+from vdiff_grpc.engine.tool_checks import check_chat
 from vdiff_grpc.engine.types import (
     MAX_TOP_LOGPROBS,
     AttentionPattern,
@@ -165,7 +166,8 @@ def resolve(
             f"max_new_tokens ({asked.max_new_tokens}) cannot be set with infill: "
             "its holes have their lengths",
         )
-    constraints = wanted(request, bad)
+    check_chat(request.prompt, info, tokenizer, bad)
+    constraints = wanted(request, bad, tokenizer)
     if constraints and hole_ranges(request.prompt):
         bad.add(
             "infill.segments",
@@ -296,6 +298,7 @@ def encode_prompt(
 ) -> tuple[list[int], list[Span]]:
     """The prompt's token ids and spans, nothing to generate added. Raises InvalidRequestError."""
     bad = Violations()
+    check_chat(prompt, info, tokenizer, bad)
     canvas, spans = lay_out(prompt, info, tokenizer, 0, bad)
     bad.raise_if_any()
     return canvas, spans
