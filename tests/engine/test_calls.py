@@ -13,7 +13,7 @@ import pytest
 
 from tests.engine.test_constraints import ABLE, random_params, random_schema
 from tests.engine.told import PLAIN, TEMPLATE, told_checkpoint
-from tests.engine.tools import finished, run, run_all, same_in_company, tiny_engine
+from tests.engine.tools import finished, run_all, same_in_company, tiny_engine
 from vdiff_grpc.engine.chat import ChatTemplate
 from vdiff_grpc.engine.constraints.kinds import JsonSchemaConstraint, RegexConstraint
 from vdiff_grpc.engine.engine import Engine
@@ -112,7 +112,7 @@ def check_random(engine: Engine, seed: int, count: int, *, tags: bool) -> tuple[
     for key in range(count):
         prompt = random_prompt(rng, tags=tags)
         params = random_params(rng, ABLE[key % len(ABLE)])
-        params = replace(params, max_new_tokens=rng.choice([60, 100]), steps=None)
+        params = replace(params, max_new_tokens=rng.choice([60, 80]), steps=None)
         try:
             engine.add(key, engine.resolve(Request(prompt, params)))
         except InvalidRequestError as error:
@@ -132,10 +132,10 @@ def check_random(engine: Engine, seed: int, count: int, *, tags: bool) -> tuple[
 def test_every_call_is_one_of_the_tools_with_arguments_that_its_schema_allows(
     tagged: Engine, plain: Engine
 ) -> None:
-    answers, calls = check_random(tagged, 1, 26, tags=True)
-    assert (answers > 12, calls > 8) == (True, True), (answers, calls)
-    answers, calls = check_random(plain, 2, 26, tags=False)
-    assert (answers > 12, calls >= answers) == (True, True), (answers, calls)
+    answers, calls = check_random(tagged, 1, 15, tags=True)
+    assert (answers > 8, calls > 6) == (True, True), (answers, calls)
+    answers, calls = check_random(plain, 2, 10, tags=False)
+    assert (answers > 5, calls >= answers) == (True, True), (answers, calls)
 
 
 @pytest.mark.long
@@ -145,13 +145,19 @@ def test_thousands_of_calls_are_valid(tagged: Engine, plain: Engine, tags: bool)
     assert check_random(tagged if tags else plain, 3, 1500, tags=tags)[1] > 700
 
 
+def run(engine: Engine, request: Request) -> Output:
+    """Alone; what has been built is kept."""
+    engine.add(1, engine.resolve(request))
+    return finished(run_all(engine)[1]).outputs[0]
+
+
 def ask(
     engine: Engine, choice: ToolChoice | None, *tools: Tool, constraint: Any = None, **params: Any
 ) -> str:
     request = Request(
         ChatPrompt(ASK, tools, choice), RequestParams(**params), constraint=constraint
     )
-    return finished(run(engine, request)).outputs[0].text
+    return run(engine, request).text
 
 
 CALL_NOTHING = '<tool_call>\n{"name": "no", "arguments": {}}\n</tool_call>'
@@ -159,18 +165,12 @@ LONG: dict[str, Any] = {"max_new_tokens": 120, "temperature": 1.0}
 
 
 def test_one_call_is_one_and_several_are_as_many_as_there_is_room_for(tagged: Engine) -> None:
-    counts = {
-        parallel: [
-            len(calls_of(ask(tagged, choice, NOTHING, **LONG, seed=seed), tags=True)[1])
-            for seed in range(6)
-        ]
-        for parallel, choice in (
-            (True, REQUIRED),
-            (False, ONE),
-        )
-    }
-    assert counts[False] == [1] * 6
-    assert max(counts[True]) > 1
+    assert len(calls_of(ask(tagged, ONE, NOTHING, **LONG), tags=True)[1]) == 1
+    # no end token, and more room than one call can fill
+    full = {"ignore_eos": True, **LONG}
+    assert len(calls_of(ask(tagged, REQUIRED, NOTHING, **full), tags=True)[1]) > 1
+    with pytest.raises(InvalidRequestError, match="exactly 120 tokens"):
+        ask(tagged, ONE, NOTHING, **full)
 
 
 def test_the_named_tool_is_called_and_no_other(tagged: Engine) -> None:
@@ -194,7 +194,7 @@ def test_text_that_is_cut_off_is_not_whole_and_a_call_that_ends_it_is(tagged: En
         request = Request(
             ChatPrompt(ASK, (NOTHING,), choice), RequestParams(seed=seed, temperature=1.0, **params)
         )
-        return finished(run(tagged, request)).outputs[0]
+        return run(tagged, request)
 
     cut = [end(None, seed, max_new_tokens=8) for seed in range(4)]
     assert {o.finish_reason for o in cut if len(o.tokens.ids) == 8} == {FinishReason.LENGTH}
@@ -208,7 +208,7 @@ def test_without_a_call_wanted_the_model_is_told_of_no_tool(tagged: Engine) -> N
     alone = Request(ChatPrompt(ASK), params)
     assert tagged.resolve(silent).canvas == tagged.resolve(alone).canvas
     assert not tagged.resolve(silent).constraints
-    assert finished(run(tagged, silent)).outputs == finished(run(tagged, alone)).outputs
+    assert run(tagged, silent) == run(tagged, alone)
 
 
 def test_a_neighbour_that_calls_changes_nothing(tagged: Engine) -> None:
@@ -360,5 +360,5 @@ def test_tags_that_are_special_tokens_are_text_where_the_template_writes_them(
     assert plain.tokenizer.token_bytes(92) == b""
     # No answer is shorter: a tag is one token here.
     params = RequestParams(max_new_tokens=28)
-    ids = finished(run(tagged, Request(ChatPrompt(ASK, (NOTHING,), ONE), params))).outputs[0]
+    ids = run(tagged, Request(ChatPrompt(ASK, (NOTHING,), ONE), params))
     assert {92, 93} <= set(ids.tokens.ids)
