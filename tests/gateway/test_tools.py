@@ -33,7 +33,9 @@ PAINT: Any = {
 REST: Any = {"type": "function", "function": {"name": "rest"}}
 FLAT: list[Any] = [{"type": "function", "strict": False} | t["function"] for t in (PAINT, REST)]
 ASK: list[Any] = [{"role": "user", "content": "A cat."}]
+FEW: dict[str, Any] = {"steps": 9}  # what is valid is so in however few steps
 BRIEF: dict[str, Any] = {"model": "demo", "max_tokens": 72, "temperature": 0.8, "seed": 3}
+BRIEF |= {"extra_body": FEW}
 ONE: dict[str, Any] = {"tool_choice": "required", "parallel_tool_calls": False}
 CHAT = BRIEF | {"messages": ASK, "tools": [PAINT, REST]}
 RESPOND: dict[str, Any] = {
@@ -42,7 +44,7 @@ RESPOND: dict[str, Any] = {
     "tools": FLAT,
     "max_output_tokens": 72,
     "temperature": 0.8,
-    "extra_body": {"seed": 3},
+    "extra_body": FEW | {"seed": 3},
 }
 
 
@@ -203,7 +205,7 @@ def test_a_response_has_its_calls_as_items_and_takes_them_back(teller: openai.Op
         ONE,
         {},
         {"include": ["message.output_text.logprobs"]},
-        {"extra_body": {"seed": 3, "diffusing": True}},
+        {"extra_body": FEW | {"seed": 3, "diffusing": True}},
     ],
     ids=str,
 )
@@ -295,7 +297,8 @@ BAD = {"type": "object", "properties": {"a": {"not": {}}}}
 def test_what_cannot_be_is_refused_by_name(
     told: RunningGateway, fields: dict[str, Any], param: str
 ) -> None:
-    reply = httpx.post(f"{told.url}/v1/chat/completions", json=CHAT | fields, timeout=30)
+    body = {k: v for k, v in CHAT.items() if k != "extra_body"} | fields
+    reply = httpx.post(f"{told.url}/v1/chat/completions", json=body, timeout=30)
     assert reply.status_code == 400, reply.text
     assert reply.json()["error"]["param"] == param
 

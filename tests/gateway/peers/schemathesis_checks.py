@@ -29,6 +29,9 @@ STATED = re.compile(
     r"|^(text\.format|response_format\.json_schema)\.schema is required$"
     r"|^min_tokens \(\d+\) needs (a suffix|max_tokens)"
     r"|: a schema needs type json_schema$"
+    # what goes together in a conversation with tools, and names that must differ
+    r"|^tools: |^tool_choice( |: )|^tool_calls(: | are)|^tool_call_id \("
+    r"|\.(content|tool_call_id) is required$"
     # which texts are a regex or a schema that is supported, and can be met in so many tokens
     r"|^(regex|json_schema|choice): "
     r"|in include$"
