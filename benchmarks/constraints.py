@@ -19,7 +19,12 @@ import torch
 from vdiff_grpc.engine.constrained import Classes
 from vdiff_grpc.engine.constraints.automaton import Vocabulary
 from vdiff_grpc.engine.constraints.compiler import Compiler
-from vdiff_grpc.engine.constraints.kinds import Constraint, JsonSchemaConstraint, RegexConstraint
+from vdiff_grpc.engine.constraints.kinds import (
+    CallsConstraint,
+    Constraint,
+    JsonSchemaConstraint,
+    RegexConstraint,
+)
 from vdiff_grpc.engine.decoding.best_path import best_path
 
 VOCABULARY, HIDDEN, BLOCK = 126464, 1024, 32
@@ -32,10 +37,13 @@ _PERSON = {
     },
     "required": ["name", "age", "tags"],
 }
+_TOOLS = ((0, "tell", json.dumps(_PERSON)),)
 CASES: dict[str, Constraint] = {
     "regex [0-9]+": RegexConstraint("[0-9]+"),
     "schema with three properties": JsonSchemaConstraint(json.dumps(_PERSON)),
     "json_object": JsonSchemaConstraint('{"type":"object"}'),
+    "calls of a tool with three properties": CallsConstraint(_TOOLS, tagged=True, several=True),
+    "the same, or text": CallsConstraint(_TOOLS, tagged=True, several=True, free=True),
 }
 
 

@@ -5,7 +5,7 @@ The way back is replies.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -13,10 +13,13 @@ import msgspec
 
 from vdiff_grpc import v1
 
+from .calls import CallReader
+from .conversation import add_item, add_message
 from .errors import ApiError, from_json, invalid
 from .formats import client_name, constraint_of, text_constraint
 from .infill import segment_name, set_template
 from .openai import (
+    CHAT_CHOICES,
     CHAT_DECODER,
     CHOICES,
     COMPLETION_DECODER,
@@ -25,22 +28,16 @@ from .openai import (
     ChatRequest,
     CommonFields,
     CompletionRequest,
-    ContentPart,
     FimRequest,
     GenerationFields,
 )
-from .openai_responses import LOGPROBS, RESPONSE_DECODER, InputPart
+from .openai_responses import LOGPROBS, RESPONSE_DECODER
 from .refusals import check_chat, check_completion, check_fim, check_response
 from .strategies import NAMES, set_strategy
+from .tools import client_name as tool_name
+from .tools import may_be_text, set_tools
 
 _R = TypeVar("_R", bound=CommonFields)
-
-_ROLES = {
-    "system": v1.ROLE_SYSTEM,
-    "developer": v1.ROLE_SYSTEM,
-    "user": v1.ROLE_USER,
-    "assistant": v1.ROLE_ASSISTANT,
-}
 
 # By the contract's own names.
 CACHES: dict[str, Any] = {
@@ -68,6 +65,7 @@ class Names:
     top_logprobs: str = "top_logprobs"
     constraint: str = "response_format"
     holes: tuple[str, ...] | None = None
+    flat_tools: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ class Job:
 
     specs: one per prompt. echoes: the text that stands before each prompt's answers.
     top_logprobs: how many of the most likely tokens are told beside each; None when no
-    probabilities are.
+    probabilities are. may_call: the answer may have calls of tools.
     """
 
     request: CommonFields
@@ -85,6 +83,11 @@ class Job:
     echoes: tuple[str, ...]
     include_usage: bool
     top_logprobs: int | None
+    may_call: bool = False
+
+    def calls(self) -> CallReader | None:
+        """A reader of one answer's calls, where it may have some."""
+        return CallReader(may_be_text(self.specs[0].chat)) if self.may_call else None
 
     @property
     def stream(self) -> bool:
@@ -149,13 +152,14 @@ def parse_fim(body: bytes) -> Job:
 
 def parse_chat(body: bytes) -> Job:
     """Raises ApiError."""
-    request = _decoded(CHAT_DECODER, body)
+    request = _decoded(CHAT_DECODER, body, CHAT_CHOICES)
     check_chat(request)
     spec = _spec(request, _max_new_tokens(request))
     for message in request.messages:
-        spec.chat.messages.add(role=_ROLES[message.role], content=_text(message.content))
+        add_message(spec.chat, message)
+    calls = set_tools(spec.chat, request.tools, request.tool_choice, request.parallel_tool_calls)
     names = Names(_max_tokens_name(request, "max_completion_tokens"), ("messages",))
-    return _job(request, [spec], names, _chat_top_logprobs(request))
+    return _job(request, [spec], names, _chat_top_logprobs(request), may_call=calls)
 
 
 def parse_response(body: bytes) -> Job:
@@ -169,16 +173,18 @@ def parse_response(body: bytes) -> Job:
         spec.chat.messages.add(role=v1.ROLE_USER, content=request.input)
     else:
         for item in request.input:
-            role = _ROLES[str(item.role)]
-            spec.chat.messages.add(role=role, content=_text(item.content or ""))
+            add_item(spec.chat, item)
     if request.text is not None and (asked := text_constraint(request.text.format)) is not None:
         spec.constraint.CopyFrom(asked)
-    names = Names("max_output_tokens", ("input",), constraint="text.format")
+    calls = set_tools(spec.chat, request.tools, request.tool_choice, request.parallel_tool_calls)
+    names = Names("max_output_tokens", ("input",), constraint="text.format", flat_tools=True)
     top_logprobs = (request.top_logprobs or 0) if LOGPROBS in (request.include or ()) else None
-    return _job(request, [spec], names, top_logprobs)
+    return _job(request, [spec], names, top_logprobs, may_call=calls)
 
 
-def _decoded(decoder: msgspec.json.Decoder[_R], body: bytes) -> _R:
+def _decoded(
+    decoder: msgspec.json.Decoder[_R], body: bytes, choices: dict[str, tuple[str, ...]] = CHOICES
+) -> _R:
     """JSON has one kind of number: 16.0 is an integer, and some clients write it so."""
     try:
         try:
@@ -188,7 +194,7 @@ def _decoded(decoder: msgspec.json.Decoder[_R], body: bytes) -> _R:
                 raise
             return msgspec.convert(_WHOLE_NUMBERS.decode(body), decoder.type)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise from_json(error, body, CHOICES) from None
+        raise from_json(error, body, choices) from None
 
 
 def _number(text: str) -> float:
@@ -205,6 +211,8 @@ def _job(
     names: Names,
     top_logprobs: int | None,
     echoes: Sequence[str] = ("",),
+    *,
+    may_call: bool = False,
 ) -> Job:
     for spec in specs:
         if top_logprobs:
@@ -225,6 +233,7 @@ def _job(
         echoes=tuple(echoes),
         include_usage=bool(options and options.include_usage),
         top_logprobs=top_logprobs,
+        may_call=may_call,
     )
 
 
@@ -262,12 +271,6 @@ def _max_tokens_name(request: GenerationFields, default: str) -> str:
 
 def _chat_top_logprobs(request: ChatRequest | FimRequest) -> int | None:
     return (request.top_logprobs or 0) if request.logprobs else None
-
-
-def _text(content: str | Iterable[ContentPart | InputPart]) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part.text for part in content if isinstance(part.text, str))
 
 
 def _prompts(request: CompletionRequest) -> tuple[bool, list[str | list[int]]]:
@@ -355,6 +358,8 @@ def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
     prompt = names.prompts[prompt_index]
     if path.startswith("token_ids"):
         return prompt + path.removeprefix("token_ids").removeprefix(".ids")
+    if path.startswith(("chat.tools", "chat.tool_choice")):
+        return tool_name(path.removeprefix("chat."), flat=names.flat_tools)
     if path.startswith(("text", "input", "chat")):
         return prompt
     if path == "latency_budget":

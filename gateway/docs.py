@@ -42,6 +42,10 @@ temperature, top_k and top_p. That pass saw what was filled then, to the left an
 product over the tokens is not the probability of the text. A token that has no text of its own is
 shown as `token_id:N`.
 
+`tools` are functions that the answer may call, with arguments that keep to their schemas. With
+`tool_choice` `required`, or a function, it does; with `auto` it may, if the model's chat template has
+tools (`supports_tools` of `/v1/models`).
+
 Fields that are not listed are accepted and have no effect (`user`, `store`, `metadata`, ...).
 Fields of OpenAI's that would change the answer and are not supported are refused with 400; `param`
 names them.
@@ -148,13 +152,8 @@ def document() -> dict[str, Any]:
     )
     # A union has no name of its own.
     components["ResponseEvent"] = schemas[-1]
-    # They may be absent only where something is refused for its type.
-    components["InputPart"]["required"].append("text")
-    components["InputItem"]["required"] = ["role", "content"]
-    components["InputItem"]["properties"]["content"]["anyOf"].remove({"type": "null"})
+    docs_texts.complete(components)
     components["CompletionRequest"]["properties"]["prompt"]["anyOf"] = openai.PROMPT_SCHEMA
-    # Absent only in parts of other types, which are refused.
-    components["ContentPart"]["required"].append("text")
     return {
         "openapi": "3.1.0",
         "info": {

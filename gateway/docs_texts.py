@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the operations in words and by examples; tests send those."""
+"""What the OpenAPI document says that the types do not: in words, and by examples, which tests send."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Mistral's name of `seed`. The answer is that of `/v1/completions` with the same 
 
 RESPONSES = """\
 Nothing is stored: a conversation goes into `input`, earlier answers included, and `store` of the
-reply is false. Text only: no tools, no reasoning, no other formats. The answer is that of
+reply is false. Text and functions only: no built-in tools, no reasoning. The answer is that of
 `/v1/chat/completions` with `instructions` as the first message. It is `incomplete` when it filled
 all of `max_output_tokens`, or was ended by its time with `partial_on_deadline`.
 
@@ -23,12 +23,39 @@ With `stream` the answer is server-sent events, each with its type as `event: ` 
 `sequence_number`: `response.created`, `response.in_progress`, `response.output_item.added`,
 `response.content_part.added`, a `response.output_text.delta` whenever there is text that can no
 longer change, `response.output_text.done`, `response.content_part.done`,
-`response.output_item.done`, and last `response.completed` or `response.incomplete` with the token
+`response.output_item.done`; for a call of a tool `response.output_item.added`,
+`response.function_call_arguments.delta` and `.done`, `response.output_item.done`; and last `response.completed` or `response.incomplete` with the token
 counts. With `diffusing` there are also `response.output_text.delta` whose `delta` is empty and whose
 `diffusion` holds what it holds in the chunks of `/v1/chat/completions`; the clients' raw streams
 keep it (the helper `responses.stream()` of openai-python passes over it). An error after the stream
 has begun is an event `error`, then `response.failed`.
 """
+
+
+def complete(components: dict[str, Any]) -> None:
+    """Says of each object what it must have, by its type; others are refused."""
+    for name, field in (
+        ("InputPart", "text"),
+        ("ContentPart", "text"),
+        ("Tool", "function"),
+        ("FunctionChoice", "function"),
+        ("MessageCall", "function"),
+        ("FunctionTool", "name"),
+        ("FlatChoice", "name"),
+    ):
+        components[name]["required"].append(field)
+    item = components["InputItem"]
+    item["properties"]["content"]["anyOf"].remove({"type": "null"})
+    item["anyOf"] = [
+        {"required": ["role", "content"], "properties": {"type": {"enum": ["message", None]}}},
+        _of_type("function_call", "call_id", "name", "arguments"),
+        _of_type("function_call_output", "call_id", "output"),
+    ]
+
+
+def _of_type(name: str, *fields: str) -> dict[str, Any]:
+    return {"required": ["type", *fields], "properties": {"type": {"const": name}}}
+
 
 COMPLETION_EXAMPLES: Examples = {
     "text": {
@@ -88,6 +115,27 @@ COMPLETION_EXAMPLES: Examples = {
     },
 }
 CHAT_EXAMPLES: Examples = {
+    "tools": {
+        "summary": "A call of a function",
+        "value": {
+            "messages": [{"role": "user", "content": "Paint the cat red."}],
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": "paint",
+                        "parameters": {
+                            "type": "object",
+                            "properties": {"colour": {"enum": ["red", "green"]}},
+                            "required": ["colour"],
+                        },
+                    },
+                }
+            ],
+            "tool_choice": "required",
+            "max_completion_tokens": 64,
+        },
+    },
     "chat": {
         "summary": "One answer",
         "value": {

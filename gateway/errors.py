@@ -66,6 +66,10 @@ def invalid(message: str, param: str | None, code: str | None = None) -> ApiErro
     return ApiError(400, message, param=param, code=code)
 
 
+def missing(path: str) -> ApiError:
+    return invalid(f"{path} is required", path, "missing_required_parameter")
+
+
 def unsupported(param: str, message: str) -> ApiError:
     """A field that is part of OpenAI's API and not of this server's."""
     return ApiError(400, message, param=param, code="unsupported_parameter")

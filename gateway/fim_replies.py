@@ -61,7 +61,7 @@ def fim(job: Job, answers: Sequence[v1.GenerateResponse]) -> FimCompletion:
             choice.finish_reason,
             choice.logprobs,
             choice.diffusion,
-            text=choice.message.content,
+            text=choice.message.content or "",
         )
         for choice in chat.choices
     ]

@@ -14,6 +14,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from .formats import ResponseFormat
 from .infill import InfillSegment
 from .strategies import Strategy, choices
+from .tools import ChatChoice, ChatTools, MessageCall, ParallelCalls
 
 _UINT32 = 2**32 - 1
 
@@ -42,6 +43,7 @@ def only(schema: dict[str, Any], description: str) -> Meta:
 EMPTY_LIST = {"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}
 
 Role = Literal["system", "developer", "user", "assistant"]
+ChatRole = Literal["system", "developer", "user", "assistant", "tool"]
 
 
 class StreamOptions(Struct, kw_only=True):
@@ -294,12 +296,20 @@ class ContentPart(Struct, kw_only=True):
 
 
 class ChatMessage(Struct, kw_only=True):
-    role: Role
+    role: ChatRole
     content: Annotated[
-        str | list[ContentPart],
-        Meta(description="Text, or text parts, which are joined without anything between them."),
-    ]
-    tool_calls: Annotated[Any, only(EMPTY_LIST, "Not supported.")] = None
+        str | list[ContentPart] | UnsetType | None,
+        Meta(
+            description="Text, or text parts, which are joined without anything between them. Only "
+            "where there are tool_calls it may be absent."
+        ),
+    ] = UNSET
+    tool_calls: Annotated[
+        list[MessageCall] | None, Meta(description="Of the assistant: what it has called.")
+    ] = None
+    tool_call_id: Annotated[
+        str | None, Meta(description="Of a tool: which call before it this answers.")
+    ] = None
     function_call: Annotated[Any, only({"type": "null"}, "Not supported.")] = None
     audio: Annotated[Any, only({"type": "null"}, "Not supported.")] = None
 
@@ -310,10 +320,9 @@ class ChatRequest(GenerationFields, kw_only=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     logprobs: TellLogprobs = None
     top_logprobs: TellTopLogprobs = None
-    tools: Annotated[Any, only(EMPTY_LIST, "Not supported.")] = None
-    tool_choice: Annotated[Any, only({"enum": ["none", "auto", None]}, "There are no tools.")] = (
-        None
-    )
+    tools: Annotated[ChatTools, Meta(description="Functions that the answer may call.")] = None
+    tool_choice: ChatChoice = None
+    parallel_tool_calls: ParallelCalls = None
     functions: Annotated[Any, only(EMPTY_LIST, "Not supported.")] = None
     function_call: Annotated[
         Any, only({"enum": ["none", "auto", None]}, "There are no functions.")
@@ -336,6 +345,7 @@ class ChatRequest(GenerationFields, kw_only=True):
 
 # For error messages: what a field with few values may be.
 CHOICES = {"role": get_args(Role), **choices()}
+CHAT_CHOICES = CHOICES | {"role": get_args(ChatRole)}
 
 COMPLETION_DECODER = msgspec.json.Decoder(CompletionRequest)
 FIM_DECODER = msgspec.json.Decoder(FimRequest)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptTokensDetails(Struct, frozen=True):
@@ -87,10 +87,24 @@ class ChatLogprobs(Struct, frozen=True):
     refusal: None = None
 
 
+class CalledFunction(Struct, frozen=True):
+    name: str
+    arguments: Annotated[
+        str, Meta(description="JSON, valid by the tool's schema unless the answer was cut off.")
+    ]
+
+
+class ToolCall(Struct, frozen=True):
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
+
+
 class AssistantMessage(Struct, frozen=True):
     role: Literal["assistant"]
-    content: str
+    content: Annotated[str | None, Meta(description="null where there are tool_calls and no text.")]
     refusal: None = None
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True):
@@ -249,9 +263,24 @@ class CompletionChunk(Struct, frozen=True):
     diffusion: Diffusion | UnsetType = UNSET
 
 
+class DeltaFunction(Struct, frozen=True):
+    name: str | UnsetType = UNSET
+    arguments: str = ""
+
+
+class DeltaCall(Struct, frozen=True):
+    """The first of a call has its id, type and name; arguments are to be joined."""
+
+    index: int
+    function: DeltaFunction
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
 class Delta(Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    tool_calls: list[DeltaCall] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct, frozen=True):
@@ -288,6 +317,9 @@ class Model(Struct, frozen=True):
         bool, Meta(description="Whether a gap's length is found natively, while it is filled.")
     ]
     supports_chat: Annotated[bool, Meta(description="Whether it has a chat template.")]
+    supports_tools: Annotated[
+        bool, Meta(description="Whether that has tools: tool_choice auto is taken.")
+    ]
 
 
 class ModelList(Struct, frozen=True):

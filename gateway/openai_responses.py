@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .formats import TextFormat
 from .openai import EMPTY_LIST, CommonFields, Positive, Role, TopLogprobs, only
+from .tools import FunctionName, ParallelCalls, ResponseChoice, ResponseTools
 
 _NULL = {"type": "null"}
 
@@ -19,7 +20,7 @@ MetadataKey = Annotated[str, Meta(max_length=64)]
 MetadataValue = Annotated[str, Meta(max_length=512)]
 
 # What OpenAI can add to an answer. Of these only the probabilities exist here: there are no
-# tools, images or thoughts whose parts could be asked for.
+# built-in tools, images or thoughts whose parts could be asked for.
 LOGPROBS = "message.output_text.logprobs"
 Include = Literal[
     "message.output_text.logprobs",
@@ -40,14 +41,27 @@ class InputPart(Struct, kw_only=True):
 
 
 class InputItem(Struct, kw_only=True):
-    """A message of the conversation, also one that an earlier answer had as its output."""
+    """A message of the conversation, a call or what it returned; also as an earlier answer's output."""
 
-    type: Annotated[str | None, Meta(extra_json_schema={"enum": ["message", None]})] = "message"
-    # Both are absent in items that are refused for their type.
+    type: Annotated[
+        str | None,
+        Meta(
+            extra_json_schema={"enum": ["message", "function_call", "function_call_output", None]}
+        ),
+    ] = "message"
+    # Which fields there must be depends on the type.
     role: Role | UnsetType = UNSET
     content: Annotated[
         str | list[InputPart] | UnsetType | None,
         Meta(description="Text, or text parts, which are joined without anything between them."),
+    ] = UNSET
+    call_id: str | UnsetType = UNSET
+    name: FunctionName | UnsetType = UNSET
+    arguments: Annotated[
+        str | UnsetType, Meta(description="Of a call: a JSON object, as JSON.")
+    ] = UNSET
+    output: Annotated[
+        str | list[InputPart] | UnsetType, Meta(description="What the function returned.")
     ] = UNSET
 
 
@@ -103,9 +117,9 @@ class ResponseRequest(CommonFields, kw_only=True):
     store: Annotated[
         bool | None, Meta(description="Without effect: nothing is stored, and the answer says so.")
     ] = None
-    parallel_tool_calls: Annotated[
-        bool | None, Meta(description="Without effect: there are no tools.")
-    ] = None
+    tools: Annotated[ResponseTools, Meta(description="Functions that the answer may call.")] = None
+    tool_choice: ResponseChoice = None
+    parallel_tool_calls: ParallelCalls = None
     stream_options: ResponseStreamOptions | None = None
     diffusing: Annotated[
         bool | None,
@@ -124,11 +138,7 @@ class ResponseRequest(CommonFields, kw_only=True):
     conversation: Annotated[Any, only(_NULL, "Not supported: nothing is stored.")] = None
     background: Annotated[Any, only({"enum": [False, None]}, "Not supported.")] = None
     prompt: Annotated[Any, only(_NULL, "Not supported: nothing is stored.")] = None
-    tools: Annotated[Any, only(EMPTY_LIST, "Not supported.")] = None
-    tool_choice: Annotated[Any, only({"enum": ["none", "auto", None]}, "There are no tools.")] = (
-        None
-    )
-    max_tool_calls: Annotated[Any, only(_NULL, "There are no tools.")] = None
+    max_tool_calls: Annotated[Any, only(_NULL, "There are no built-in tools.")] = None
     reasoning: Reasoning | None = None
     truncation: Annotated[
         Any,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from .errors import ApiError, invalid, unsupported
+from .errors import ApiError, invalid, missing, unsupported
 from .openai import (
     ChatMessage,
     ChatRequest,
@@ -21,6 +21,7 @@ from .openai import (
     GenerationFields,
 )
 from .openai_responses import LOGPROBS, InputItem, InputPart, ResponseRequest
+from .tools import check_type
 
 _Rule = tuple[str, Callable[[Any], bool], str]
 
@@ -47,12 +48,7 @@ _BEST_OF: _Rule = (
     "best_of is not a field of this API: see /v1/completions",
 )
 _FIM: tuple[_Rule, ...] = (_BEST_OF,)
-_TOOLS: tuple[_Rule, ...] = (
-    ("tools", _EMPTY_LIST, "tools are not supported"),
-    ("tool_choice", _one_of("none", "auto", None), "tool_choice is not supported: no tools are"),
-)
 _CHAT: tuple[_Rule, ...] = (
-    *_TOOLS,
     _BEST_OF,
     ("functions", _EMPTY_LIST, "functions are not supported"),
     (
@@ -65,13 +61,11 @@ _CHAT: tuple[_Rule, ...] = (
     ("web_search_options", _ABSENT, "web search is not supported"),
 )
 _MESSAGE: tuple[_Rule, ...] = (
-    ("tool_calls", _EMPTY_LIST, "tool calls are not supported"),
     ("function_call", _ABSENT, "function calls are not supported"),
     ("audio", _ABSENT, "audio is not supported"),
 )
 _NOT_STORED = "is not supported: nothing is stored here"
 _RESPONSE: tuple[_Rule, ...] = (
-    *_TOOLS,
     _BEST_OF,
     (
         "return_trajectory",
@@ -83,7 +77,7 @@ _RESPONSE: tuple[_Rule, ...] = (
     ("conversation", _ABSENT, f"conversation {_NOT_STORED}"),
     ("background", _one_of(False, None), f"background {_NOT_STORED}"),
     ("prompt", _ABSENT, f"prompt {_NOT_STORED}; the text goes into input"),
-    ("max_tool_calls", _ABSENT, "max_tool_calls is not supported: no tools are"),
+    ("max_tool_calls", _ABSENT, "max_tool_calls is not supported: there are no built-in tools"),
     (
         "truncation",
         _one_of("disabled", None),
@@ -216,41 +210,65 @@ def _check_top_logprobs(request: ChatRequest | FimRequest) -> None:
 
 def _check_message(message: ChatMessage, path: str) -> None:
     _check(message, _MESSAGE, path + ".")
-    _check_content(message.content, path, ("text",))
+    for i, call in enumerate(message.tool_calls or ()):
+        check_type(call.type, f"{path}.tool_calls[{i}]")
+        if call.function is UNSET:
+            raise missing(f"{path}.tool_calls[{i}].function")
+    if message.role == "tool" and message.tool_call_id is None:
+        raise missing(f"{path}.tool_call_id")
+    if isinstance(message.content, str | list):
+        _check_content(message.content, path, ("text",))
+    elif not message.tool_calls:
+        raise missing(f"{path}.content")
 
 
 def _check_item(item: InputItem, path: str) -> None:
+    if item.type == "function_call":
+        _check_given(item, path, "call_id", "name", "arguments")
+        return
+    if item.type == "function_call_output":
+        _check_given(item, path, "call_id", "output")
+        if not isinstance(item.output, UnsetType):
+            _check_content(item.output, path, ("input_text",), "output")
+        return
     if item.type not in ("message", None):
-        raise _wrong_type(path, item.type, ("message",))
+        raise _wrong_type(path, item.type, ("message", "function_call", "function_call_output"))
     if item.role is UNSET:
-        raise _missing(f"{path}.role")
+        raise missing(f"{path}.role")
     if item.content is UNSET or item.content is None:
-        raise _missing(f"{path}.content")
+        raise missing(f"{path}.content")
     _check_content(item.content, path, ("input_text", "output_text"))
 
 
+def _check_given(item: InputItem, path: str, *names: str) -> None:
+    for name in names:
+        if getattr(item, name) is UNSET:
+            raise missing(f"{path}.{name}")
+
+
 def _check_content(
-    content: str | Sequence[ContentPart | InputPart], path: str, types: tuple[str, ...]
+    content: str | Sequence[ContentPart | InputPart],
+    path: str,
+    types: tuple[str, ...],
+    name: str = "content",
 ) -> None:
     if isinstance(content, str):
         return
     for i, part in enumerate(content):
         if part.type not in types:
-            raise _wrong_type(f"{path}.content[{i}]", part.type, types)
+            raise _wrong_type(f"{path}.{name}[{i}]", part.type, types)
         if part.text is UNSET:
-            raise _missing(f"{path}.content[{i}].text")
+            raise missing(f"{path}.{name}[{i}].text")
 
 
 def _wrong_type(path: str, kind: str, types: tuple[str, ...]) -> ApiError:
-    supported = " and ".join(map(repr, types))
+    supported = (
+        ", ".join(map(repr, types[:-1])) + (" and " if len(types) > 1 else "") + repr(types[-1])
+    )
     what = f"{path}.type ({kind[:40]!r})"
     return unsupported(
         f"{path}.type", f"{what}: only {supported} {'is' if len(types) == 1 else 'are'} supported"
     )
-
-
-def _missing(path: str) -> ApiError:
-    return invalid(f"{path} is required", path, "missing_required_parameter")
 
 
 def _is_text(prompt: Any) -> bool:

@@ -16,8 +16,9 @@ from msgspec import UNSET, UnsetType
 
 from vdiff_grpc import v1
 
-from . import canvas, logprobs, sse
+from . import call_replies, canvas, logprobs, sse
 from . import openai_replies as openai
+from .calls import CallReader
 from .convert import CACHES, Job
 from .errors import ErrorReply
 from .openai_replies import ChatChunk, CompletionChunk, FinishReason, Usage
@@ -64,8 +65,8 @@ def chat(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.ChatComplet
     choices = [
         openai.ChatChoice(
             index=output.index,
-            message=openai.AssistantMessage("assistant", output.text),
-            finish_reason=finish_reason(output.end),
+            message=(message := call_replies.message(job.calls(), output.text)),
+            finish_reason=_chat_reason(output.end, bool(message.tool_calls)),
             logprobs=chat_logprobs(job, output.tokens),
             diffusion=_diffusion(job, output.index, output, reply.metrics),
         )
@@ -123,7 +124,7 @@ class ChunkStream(ABC):
                 # A token may have no text of its own; its probability is told all the same.
                 if not committed.text and (self._job.top_logprobs is None or not tokens.ids):
                     return []
-                return [self._text(base + committed.output_index, committed.text, tokens)]
+                return self._text(base + committed.output_index, committed.text, tokens)
             case "step_update":
                 index = base + event.step_update.output_index
                 return [self._silent(index, canvas.step(index, event.step_update))]
@@ -133,14 +134,15 @@ class ChunkStream(ABC):
             case "finished":
                 self._usages.append(event.finished.usage)
                 return [
-                    self._ending(
+                    chunk
+                    for end in event.finished.ends
+                    for chunk in self._ending(
                         base + end.index,
-                        finish_reason(end),
+                        end,
                         canvas.end(base + end.index, end, event.finished.metrics.hurried)
                         if self._job.diffusing
                         else UNSET,
                     )
-                    for end in event.finished.ends
                 ]
             case _:  # an event of a newer server
                 return []
@@ -155,15 +157,15 @@ class ChunkStream(ABC):
     def _opening(self, index: int, echo: str) -> list[Chunk]: ...
 
     @abstractmethod
-    def _text(self, index: int, text: str, tokens: v1.Tokens) -> Chunk: ...
+    def _text(self, index: int, text: str, tokens: v1.Tokens) -> list[Chunk]: ...
 
     @abstractmethod
     def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk: ...
 
     @abstractmethod
     def _ending(
-        self, index: int, reason: FinishReason, diffusion: openai.Diffusion | UnsetType
-    ) -> Chunk: ...
+        self, index: int, end: v1.OutputEnd, diffusion: openai.Diffusion | UnsetType
+    ) -> list[Chunk]: ...
 
     @abstractmethod
     def _usage_chunk(self, usage: Usage) -> Chunk: ...
@@ -181,20 +183,21 @@ class CompletionStream(ChunkStream):
     def _opening(self, index: int, echo: str) -> list[Chunk]:
         return [self._chunk([openai.CompletionChoice(index, echo)], self._no_usage)] if echo else []
 
-    def _text(self, index: int, text: str, tokens: v1.Tokens) -> Chunk:
+    def _text(self, index: int, text: str, tokens: v1.Tokens) -> list[Chunk]:
         probabilities = _completion_logprobs(self._job, tokens)
         choice = openai.CompletionChoice(
             index, text, None, probabilities, hole_index=self._hole_index
         )
-        return self._chunk([choice], self._no_usage)
+        return [self._chunk([choice], self._no_usage)]
 
     def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk:
         return self._chunk([openai.CompletionChoice(index, "")], self._no_usage, diffusion)
 
     def _ending(
-        self, index: int, reason: FinishReason, diffusion: openai.Diffusion | UnsetType
-    ) -> Chunk:
-        return self._chunk([openai.CompletionChoice(index, "", reason)], self._no_usage, diffusion)
+        self, index: int, end: v1.OutputEnd, diffusion: openai.Diffusion | UnsetType
+    ) -> list[Chunk]:
+        choice = openai.CompletionChoice(index, "", finish_reason(end))
+        return [self._chunk([choice], self._no_usage, diffusion)]
 
     def _usage_chunk(self, usage: Usage) -> Chunk:
         return self._chunk([], usage)
@@ -222,21 +225,46 @@ class ChatStream(ChunkStream):
     id_prefix = "chatcmpl"
     chunk_type: type[ChatChunk] = ChatChunk
 
-    def _opening(self, index: int, echo: str) -> list[Chunk]:
-        return [self._choice(index, openai.Delta("assistant", ""))]
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._calls: dict[int, CallReader] = {}  # by choice
 
-    def _text(self, index: int, text: str, tokens: v1.Tokens) -> Chunk:
-        delta = openai.Delta(content=text)
-        choice = self._made(index, delta, None, chat_logprobs(self._job, tokens))
-        return self._chunk([choice], self._no_usage, UNSET)
+    def _opening(self, index: int, echo: str) -> list[Chunk]:
+        if (calls := self._job.calls()) is not None:
+            self._calls[index] = calls
+        content = "" if calls is None else None
+        return [self._choice(index, openai.Delta("assistant", content))]
+
+    def _text(self, index: int, text: str, tokens: v1.Tokens) -> list[Chunk]:
+        calls = self._calls.get(index)
+        deltas = (
+            [openai.Delta(content=text)]
+            if calls is None
+            else call_replies.deltas(calls, calls.feed(text))
+        )
+        told = chat_logprobs(self._job, tokens)
+        if not deltas and told is not None:
+            deltas = [openai.Delta()]
+        # the tokens' probabilities go with the first
+        choices = [
+            self._made(index, delta, None, None if number else told)
+            for number, delta in enumerate(deltas)
+        ]
+        return [self._chunk([choice], self._no_usage, UNSET) for choice in choices]
 
     def _silent(self, index: int, diffusion: openai.Diffusion) -> Chunk:
         return self._choice(index, openai.Delta(), None, diffusion)
 
     def _ending(
-        self, index: int, reason: FinishReason, diffusion: openai.Diffusion | UnsetType
-    ) -> Chunk:
-        return self._choice(index, openai.Delta(), reason, diffusion)
+        self, index: int, end: v1.OutputEnd, diffusion: openai.Diffusion | UnsetType
+    ) -> list[Chunk]:
+        calls = self._calls.get(index)
+        rest = [] if calls is None else call_replies.deltas(calls, calls.finish())
+        reason = _chat_reason(end, calls is not None and bool(calls.calls))
+        return [
+            *(self._choice(index, delta) for delta in rest),
+            self._choice(index, openai.Delta(), reason, diffusion),
+        ]
 
     def _usage_chunk(self, usage: Usage) -> Chunk:
         return self._chunk([], usage, UNSET)
@@ -299,6 +327,7 @@ def model(
         supports_infill=info.supports_infill,
         grows_holes=info.grows_holes,
         supports_chat=info.has_chat_template,
+        supports_tools=info.supports_tools,
     )
 
 
@@ -335,6 +364,11 @@ def _bases(replies: Sequence[v1.GenerateResponse]) -> list[int]:
 
 def finish_reason(end: v1.OutputEnd) -> FinishReason:
     return _FINISH_REASONS.get(end.finish_reason, "stop")
+
+
+def _chat_reason(end: v1.OutputEnd, calls: bool) -> FinishReason:
+    reason = finish_reason(end)
+    return "tool_calls" if calls and reason == "stop" else reason
 
 
 def _completion_logprobs(job: Job, tokens: v1.Tokens) -> openai.CompletionLogprobs | None:

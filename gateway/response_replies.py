@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from .errors import ErrorObject
 from .formats import TextFormat
 from .openai_replies import Diffusion, TokenLogprob
+from .tools import MODE, FlatChoice, FunctionTool
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -28,6 +29,16 @@ class OutputMessage(Struct, frozen=True, tag_field="type", tag="message"):
     content: list[OutputText]
     role: Literal["assistant"] = "assistant"
 
+
+class FunctionCall(Struct, frozen=True, tag_field="type", tag="function_call"):
+    id: str
+    status: Literal["in_progress", "completed", "incomplete"]
+    call_id: str
+    name: str
+    arguments: str
+
+
+OutputItem = OutputMessage | FunctionCall
 
 ResponseErrorCode = Literal["server_error", "rate_limit_exceeded"]
 
@@ -83,15 +94,15 @@ class Response(Struct, frozen=True, kw_only=True):
     max_output_tokens: int
     metadata: dict[str, str]
     model: str
-    output: list[OutputMessage] = []
+    output: list[OutputItem] = []
     parallel_tool_calls: bool
     previous_response_id: None = None
     reasoning: NoReasoning = NoReasoning()
     store: Literal[False] = False
     temperature: float
     text: TextSettings
-    tool_choice: Literal["none", "auto"]
-    tools: Annotated[list[Any], Meta(max_length=0)] = []
+    tool_choice: MODE | FlatChoice
+    tools: list[FunctionTool]
     top_logprobs: int
     top_p: float
     truncation: Literal["disabled"] = "disabled"
@@ -130,8 +141,8 @@ class ResponseFailed(_ResponseEvent, frozen=True, tag="response.failed"):
 
 
 class _ItemEvent(_Event, frozen=True, kw_only=True):
-    output_index: int = 0
-    item: OutputMessage
+    output_index: int
+    item: OutputItem
 
 
 class OutputItemAdded(_ItemEvent, frozen=True, tag="response.output_item.added"):
@@ -144,7 +155,7 @@ class OutputItemDone(_ItemEvent, frozen=True, tag="response.output_item.done"):
 
 class _PartEvent(_Event, frozen=True, kw_only=True):
     item_id: str
-    output_index: int = 0
+    output_index: int = 0  # a message comes before all calls
     content_index: int = 0
 
 
@@ -169,6 +180,24 @@ class OutputTextDone(_PartEvent, frozen=True, kw_only=True, tag="response.output
     logprobs: list[TokenLogprob]
 
 
+class _CallEvent(_Event, frozen=True, kw_only=True):
+    item_id: str
+    output_index: int
+
+
+class ArgumentsDelta(
+    _CallEvent, frozen=True, kw_only=True, tag="response.function_call_arguments.delta"
+):
+    delta: str
+
+
+class ArgumentsDone(
+    _CallEvent, frozen=True, kw_only=True, tag="response.function_call_arguments.done"
+):
+    name: str
+    arguments: str
+
+
 class ResponseErrorEvent(_Event, frozen=True, kw_only=True, tag="error"):
     """An error after the stream has begun, as OpenAI documents it and as it is sent there."""
 
@@ -186,6 +215,8 @@ ResponseEvent = (
     | OutputTextDelta
     | OutputTextDone
     | ContentPartDone
+    | ArgumentsDelta
+    | ArgumentsDone
     | OutputItemDone
     | ResponseCompleted
     | ResponseIncomplete

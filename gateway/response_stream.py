@@ -8,28 +8,48 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import structs
+
 from vdiff_grpc import v1
 
 from . import canvas, replies, sse
 from . import openai_replies as openai
 from . import response_replies as out
+from .calls import Call, Piece
 from .convert import Job
 from .errors import ErrorReply, internal
 from .formats import used_format
 from .openai_responses import ResponseRequest
 from .response_replies import ResponseEvent
 
+_Status = Literal["in_progress", "completed", "incomplete"]
+
 
 def response(job: Job, answers: Sequence[v1.GenerateResponse]) -> out.Response:
     (answer,) = answers
     (output,) = answer.outputs
     head = _Head.make(job, answer.model, answer.resolved)
-    text = out.OutputText(output.text, logprobs=_logprobs(job, output.tokens))
-    return head.ended(text, output.end, answer.usage)
+    calls, text = job.calls(), output.text
+    if calls is not None:
+        calls.read(text)
+        text = calls.text
+    offsets = output.tokens.text_offsets
+    told = _logprobs(job, output.tokens)
+    logprobs = [one for at, one in zip(offsets, told, strict=False) if at < len(text) or not calls]
+    items: list[out.OutputItem] = []
+    if text or calls is None or not calls.calls:
+        content = out.OutputText(text, logprobs=logprobs)
+        items.append(head.item(_ended(output.end), [content]))
+    for number, call in enumerate(calls.calls if calls else ()):
+        items.append(head.call(number, call))
+    return head.ended(items, output.end, answer.usage)
 
 
 class ResponseEventStream:
-    """Turns the events of the one RPC into OpenAI's; apis.ReplyStream."""
+    """Turns the events of the one RPC into OpenAI's; apis.ReplyStream.
+
+    Where there may be calls, a message is begun when there is text of it.
+    """
 
     encode = staticmethod(sse.encode_named)
     done = b""  # response.completed or its like is the last event
@@ -37,8 +57,13 @@ class ResponseEventStream:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._num_events = 0
-        self._texts: list[str] = []
+        self._calls = job.calls()
+        self._text = ""
+        self._is_open = False  # the message
+        self._items: list[out.OutputItem] = []
         self._logprobs: list[openai.TokenLogprob] = []
+        # by where its text begins, which is not known yet to be a message's
+        self._waiting: list[tuple[int, openai.TokenLogprob]] = []
         self._finished: v1.Finished | None = None
 
     def start(self, started: Sequence[v1.Started]) -> list[ResponseEvent]:
@@ -47,11 +72,10 @@ class ResponseEventStream:
         events: list[ResponseEvent] = [
             out.ResponseCreated(sequence_number=self._next(), response=head.response()),
             out.ResponseInProgress(sequence_number=self._next(), response=head.response()),
-            out.OutputItemAdded(sequence_number=self._next(), item=head.item("in_progress", [])),
-            out.ContentPartAdded(
-                sequence_number=self._next(), item_id=head.item_id, part=out.OutputText("")
-            ),
         ]
+        # `diffusion` is told in deltas of the message: with it there is always one.
+        if self._calls is None or self._job.diffusing:
+            events += self._open()
         if self._job.diffusing:
             events.append(self._diffusion(canvas.start(0, first.layout)))
         return events
@@ -60,19 +84,11 @@ class ResponseEventStream:
         match event.WhichOneof("event"):
             case "committed":
                 committed = event.committed
-                logprobs = _logprobs(self._job, committed.tokens)
-                if not committed.text and not logprobs:
-                    return []
-                self._texts.append(committed.text)
-                self._logprobs += logprobs
-                return [
-                    out.OutputTextDelta(
-                        sequence_number=self._next(),
-                        item_id=self._head.item_id,
-                        delta=committed.text,
-                        logprobs=logprobs,
-                    )
-                ]
+                if self._calls is None:
+                    return self._said(committed.text, _logprobs(self._job, committed.tokens))
+                told = _logprobs(self._job, committed.tokens)
+                self._waiting += zip(committed.tokens.text_offsets, told, strict=False)
+                return self._pieces(self._calls.feed(committed.text))
             case "step_update":
                 return [self._diffusion(canvas.step(0, event.step_update))]
             case "snapshot":
@@ -87,24 +103,118 @@ class ResponseEventStream:
         if self._finished is None:
             raise internal("the model server's stream did not end with `finished`")
         (end,) = self._finished.ends
-        head = self._head
-        text, logprobs = "".join(self._texts), self._logprobs
-        part = out.OutputText(text, logprobs=logprobs)
-        whole = head.ended(part, end, self._finished.usage)
         events: list[ResponseEvent] = []
         if self._job.diffusing:
             hurried = self._finished.metrics.hurried
             events.append(self._diffusion(canvas.end(0, end, hurried)))
-        events += [
+        if self._calls is not None:
+            events += self._pieces(self._calls.finish())
+            if self._calls.calls and not self._calls.calls[-1].done:
+                events += self._called(len(self._calls.calls) - 1)
+        if not self._items and not self._is_open:
+            events += self._open()
+        events += self._close(_ended(end))
+        whole = self._head.ended(self._items, end, self._finished.usage)
+        last = out.ResponseCompleted if whole.status == "completed" else out.ResponseIncomplete
+        events.append(last(sequence_number=self._next(), response=whole))
+        return events
+
+    def _pieces(self, pieces: Sequence[Piece]) -> list[ResponseEvent]:
+        assert self._calls is not None
+        events: list[ResponseEvent] = []
+        for piece in pieces:
+            if piece.call is None:
+                if not self._is_open:
+                    events += self._open()
+                events += self._said(piece.text, self._due(len(self._text) + len(piece.text)))
+                continue
+            call = self._calls.calls[piece.call]
+            item = self._head.call(piece.call, call)
+            if piece.begins:
+                events += self._close("completed")
+                begun = self._head.call(piece.call, Call(call.id, call.name), "in_progress")
+                index = len(self._items)
+                added = out.OutputItemAdded(
+                    sequence_number=self._next(), output_index=index, item=begun
+                )
+                events.append(added)
+                continue
+            events.append(
+                out.ArgumentsDelta(
+                    sequence_number=self._next(),
+                    item_id=item.id,
+                    output_index=len(self._items),
+                    delta=piece.text,
+                )
+            )
+            if call.done:
+                events += self._called(piece.call)
+        return events
+
+    def _called(self, number: int) -> list[ResponseEvent]:
+        """A call that has ended, or is cut off."""
+        assert self._calls is not None
+        item = self._head.call(number, self._calls.calls[number])
+        index = len(self._items)
+        self._items.append(item)
+        return [
+            out.ArgumentsDone(
+                sequence_number=self._next(),
+                item_id=item.id,
+                output_index=index,
+                name=item.name,
+                arguments=item.arguments,
+            ),
+            out.OutputItemDone(sequence_number=self._next(), output_index=index, item=item),
+        ]
+
+    def _due(self, length: int) -> list[openai.TokenLogprob]:
+        """Of the message's first so many characters, those not told yet."""
+        count = sum(offset < length for offset, _ in self._waiting)
+        due, self._waiting = self._waiting[:count], self._waiting[count:]
+        return [logprob for _, logprob in due]
+
+    def _said(self, text: str, logprobs: list[openai.TokenLogprob]) -> list[ResponseEvent]:
+        if not text and not logprobs:
+            return []
+        self._text += text
+        self._logprobs += logprobs
+        return [
+            out.OutputTextDelta(
+                sequence_number=self._next(),
+                item_id=self._head.item_id,
+                delta=text,
+                logprobs=logprobs,
+            )
+        ]
+
+    def _open(self) -> list[ResponseEvent]:
+        self._is_open = True
+        head = self._head
+        return [
+            out.OutputItemAdded(
+                sequence_number=self._next(), output_index=0, item=head.item("in_progress", [])
+            ),
+            out.ContentPartAdded(
+                sequence_number=self._next(), item_id=head.item_id, part=out.OutputText("")
+            ),
+        ]
+
+    def _close(self, status: _Status) -> list[ResponseEvent]:
+        if not self._is_open:
+            return []
+        self._is_open = False
+        head, text, logprobs = self._head, self._text, self._logprobs
+        part = out.OutputText(text, logprobs=logprobs)
+        item = head.item(status, [part])
+        self._items.append(item)
+        return [
             out.OutputTextDone(
                 sequence_number=self._next(), item_id=head.item_id, text=text, logprobs=logprobs
             ),
             out.ContentPartDone(sequence_number=self._next(), item_id=head.item_id, part=part),
-            out.OutputItemDone(sequence_number=self._next(), item=whole.output[0]),
+            out.OutputItemDone(sequence_number=self._next(), output_index=0, item=item),
         ]
-        last = out.ResponseCompleted if whole.status == "completed" else out.ResponseIncomplete
-        events.append(last(sequence_number=self._next(), response=whole))
-        return events
 
     def fail(self, error: ErrorReply) -> list[ResponseEvent]:
         told = error.error
@@ -164,19 +274,25 @@ class _Head:
             job.request,
         )
 
-    def item(
-        self, status: Literal["in_progress", "completed", "incomplete"], text: list[out.OutputText]
-    ) -> out.OutputMessage:
+    def item(self, status: _Status, text: list[out.OutputText]) -> out.OutputMessage:
         return out.OutputMessage(self.item_id, status, text)
 
-    def ended(self, text: out.OutputText, end: v1.OutputEnd, usage: v1.Usage) -> out.Response:
+    def call(self, number: int, call: Call, status: _Status | None = None) -> out.FunctionCall:
+        item_id = self.item_id.replace("msg_", "fc_") + str(number)
+        status = status or ("completed" if call.done else "incomplete")
+        return out.FunctionCall(item_id, status, call.id, call.name, call.arguments)
+
+    def ended(
+        self, output: Sequence[out.OutputItem], end: v1.OutputEnd, usage: v1.Usage
+    ) -> out.Response:
         given, made = usage.prompt_tokens, usage.completion_tokens
-        stopped = replies.finish_reason(end) == "stop"
-        status: Literal["completed", "incomplete"] = "completed" if stopped else "incomplete"
+        status = _ended(end)
         return self.response(
             status,
-            output=[self.item(status, [text])],
-            incomplete_details=None if stopped else out.IncompleteDetails("max_output_tokens"),
+            output=output,
+            incomplete_details=None
+            if status == "completed"
+            else out.IncompleteDetails("max_output_tokens"),
             usage=out.ResponseUsage(
                 given,
                 made,
@@ -189,7 +305,7 @@ class _Head:
         self,
         status: out.ResponseStatus = "in_progress",
         *,
-        output: Sequence[out.OutputMessage] = (),
+        output: Sequence[out.OutputItem] = (),
         error: out.ResponseError | None = None,
         incomplete_details: out.IncompleteDetails | None = None,
         usage: out.ResponseUsage | None = None,
@@ -212,10 +328,15 @@ class _Head:
                 used_format(None if request.text is None else request.text.format)
             ),
             tool_choice=request.tool_choice or "auto",
+            tools=[structs.replace(tool, strict=True) for tool in request.tools or ()],
             top_logprobs=request.top_logprobs or 0,
             top_p=sampling.top_p,
             usage=usage,
         )
+
+
+def _ended(end: v1.OutputEnd) -> Literal["completed", "incomplete"]:
+    return "completed" if replies.finish_reason(end) == "stop" else "incomplete"
 
 
 def _logprobs(job: Job, tokens: v1.Tokens) -> list[openai.TokenLogprob]:

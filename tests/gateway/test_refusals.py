@@ -124,7 +124,7 @@ def test_completions_refuse_by_name(http: httpx.Client, fields: dict[str, Any], 
     ("fields", "param"),
     [
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"tools": [TOOL]}, "tools"),
+        ({"tools": [TOOL]}, "tool_choice"),  # the template has none
         ({"tool_choice": "required"}, "tool_choice"),
         ({"functions": [TOOL]}, "functions"),
         ({"function_call": {"name": "f"}}, "function_call"),
@@ -137,7 +137,7 @@ def test_completions_refuse_by_name(http: httpx.Client, fields: dict[str, Any], 
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"content": "x"}]}, "messages[0].role"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
         (
             {"messages": [{"role": "user", "content": "x"}, {"role": 1, "content": "x"}]},
             "messages[1].role",
@@ -152,7 +152,7 @@ def test_completions_refuse_by_name(http: httpx.Client, fields: dict[str, Any], 
         ),
         (
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
-            "messages[0].tool_calls",
+            "messages[0].tool_calls[0].type",
         ),
     ],
     ids=str,
@@ -212,9 +212,9 @@ def test_refusals_are_the_clients_bad_request_error(client: openai.OpenAI) -> No
         client.chat.completions.create(
             model="demo",
             messages=[{"role": "user", "content": "x"}],
-            tools=[TOOL],  # type: ignore[list-item]
+            tools=[{"type": "custom", "custom": {"name": "f"}}],
         )
-    assert caught.value.param == "tools"
+    assert caught.value.param == "tools[0].type"
     assert caught.value.code == "unsupported_parameter"
     assert caught.value.type == "invalid_request_error"
 

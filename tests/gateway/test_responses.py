@@ -230,7 +230,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"conversation": "conv_1"}, "conversation"),
     ({"background": True}, "background"),
     ({"prompt": {"id": "pmpt_1"}}, "prompt"),
-    ({"tools": [{"type": "web_search"}]}, "tools"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
     ({"max_tool_calls": 3}, "max_tool_calls"),
@@ -272,7 +272,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {
             "input": [
                 {"role": "user", "content": "x"},
-                {"type": "function_call_output", "call_id": "c", "output": "x"},
+                {"type": "custom_tool_call_output", "call_id": "c", "output": "x"},
             ]
         },
         "input[1].type",

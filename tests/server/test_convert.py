@@ -115,6 +115,7 @@ def test_model_info_tells_what_there_is_and_leaves_out_what_is_not() -> None:
             defaults(info, LIMITS),
             has_tokenizer=False,
             has_chat_template=False,
+            supports_tools=False,
         )
 
     plain = told()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from vdiff_grpc.engine.constraints.automaton import HoleConstraint, Vocabulary
-from vdiff_grpc.engine.constraints.compiler import Compiler
+from vdiff_grpc.engine.constraints.calls import CLOSE
+from vdiff_grpc.engine.constraints.compiler import Compiler, regex_of
 from vdiff_grpc.engine.constraints.kinds import (
+    CallsConstraint,
     ChoiceConstraint,
     Constraint,
     ConstraintError,
@@ -20,7 +22,8 @@ from vdiff_grpc.engine.strategies import (
     UniformNoise,
 )
 from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.types import InfillPrompt, ModelInfo, Request, Span, SpanKind
+from vdiff_grpc.engine.tool_checks import calls_constraint
+from vdiff_grpc.engine.types import ChatPrompt, InfillPrompt, ModelInfo, Request, Span, SpanKind
 
 # Rules that fill in other tokens than those drawn for the canvas as it stands.
 _OWN_TOKENS: dict[type[Strategy], str] = {
@@ -34,6 +37,7 @@ _FIELDS: dict[type[Constraint], str] = {
     RegexConstraint: "regex",
     ChoiceConstraint: "choice",
     JsonSchemaConstraint: "json_schema",
+    CallsConstraint: "tools",
 }
 
 
@@ -56,9 +60,13 @@ def is_constrained(request: Request) -> bool:
     return bool(wanted(request, Violations()))
 
 
-def wanted(request: Request, bad: Violations) -> dict[int, tuple[str, Constraint]]:
+def wanted(
+    request: Request, bad: Violations, tokenizer: Tokenizer | None = None
+) -> dict[int, tuple[str, Constraint]]:
     """By the number of its hole: the constraint, and its field."""
     prompt, own = request.prompt, request.constraint
+    if isinstance(prompt, ChatPrompt) and prompt.may_call:
+        return {0: ("chat", calls_constraint(prompt, own, tokenizer))}
     if not isinstance(prompt, InfillPrompt):
         return {} if own is None else {0: ("constraint", own)}
     if own is not None:
@@ -83,12 +91,15 @@ def check_kind(
     bad: Violations,
 ) -> None:
     """What no constraint can stand beside."""
+    name, what = "constraint", "a constraint, which says"
+    if field == "chat":
+        field, name, what = "chat.tools", "tools", "tools, whose form says"
     if tokenizer is None:
-        bad.add(field, f"constraint: the model {info.name} has no tokenizer")
+        bad.add(field, f"{name}: the model {info.name} has no tokenizer")
     if why := _OWN_TOKENS.get(type(strategy)):
-        bad.add(field, f"constraint cannot be used with the strategy {strategy.NAME}: {why}")
+        bad.add(field, f"{name} cannot be used with the strategy {strategy.NAME}: {why}")
     if request.params.stop_strings or request.params.stop_token_ids:
-        bad.add("sampling.stop", "stop cannot be used with a constraint, which says what is whole")
+        bad.add("sampling.stop", f"stop cannot be used with {what} what is whole")
 
 
 def resolve_constraints(
@@ -118,15 +129,21 @@ def resolve_constraints(
         if is_open and not exact and spans[at - 1].kind is SpanKind.HOLE:
             bad.add(field, "constraint: a hole right before it could end the answer")
             continue
+        other = constraint.otherwise if isinstance(constraint, CallsConstraint) else None
         try:
+            if other is not None:
+                regex_of(other)  # what is wrong with it is said of its own field
+                other = None
             automaton = compiler.build(constraint)
         except ConstraintError as error:
-            path = f"{field}.{error.path}" if error.path else field
-            bad.add(path, f"{_FIELDS[type(constraint)]}: {error.why}")
+            name = _FIELDS[type(other or constraint)]
+            path = field if other is None else f"constraint.{name}"
+            path += ("." if error.path and error.path[0] != "[" else "") + error.path
+            bad.add(path, f"{name}: {error.why}")
             continue
         fits = automaton.fits(length, exact=exact)
         if fits[least:, 0].any():
-            resolved.append(HoleConstraint(number, automaton, fits))
+            resolved.append(HoleConstraint(number, automaton, fits, _ending(constraint)))
             continue
         shortest = automaton.shortest()
         if shortest > length:
@@ -136,3 +153,10 @@ def resolve_constraints(
             why = f"no answer has {many} tokens, and no end token can stand here"
         bad.add(field, f"{_FIELDS[type(constraint)]}: {why}")
     return tuple(resolved)
+
+
+def _ending(constraint: Constraint) -> str:
+    """What tells an answer that is whole from one that is cut off, where both are allowed."""
+    if isinstance(constraint, CallsConstraint) and constraint.free and not constraint.otherwise:
+        return CLOSE
+    return ""

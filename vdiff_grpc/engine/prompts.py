@@ -55,7 +55,7 @@ def lay_out(
         case TokensPrompt(ids_given):
             ids = _check_ids(ids_given, "token_ids.ids", info, bad)
             return _continuation(ids, "token_ids.ids", num_new, info, bad)
-        case ChatPrompt(messages):
+        case ChatPrompt(messages, tools):
             if not messages:
                 bad.add("chat.messages", "chat.messages is empty; at least 1 message is needed")
                 return [], []
@@ -66,7 +66,7 @@ def lay_out(
                 )
                 return [], []
             try:
-                ids = tokenizer.encode_chat(messages)
+                ids = tokenizer.encode_chat(messages, tools if prompt.may_call else ())
             except ValueError as error:
                 bad.add("chat.messages", f"chat.messages: {error}")
             _refuse_masks(ids, "chat.messages", info, bad)

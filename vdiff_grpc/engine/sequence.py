@@ -128,7 +128,7 @@ class Sequence:
         ends = frozenset((*self.params.stop_token_ids, *own))
         stops = self.params.stop_strings
         self.text = TextStream(self.index, self.tokenizer, stops, ends, hole_ends.tolist())
-        self.text.is_whole = bool(request.constraints) and not request.is_template
+        self.text.whole_ending = request.whole_ending
         self.memory: Any = None
         self.blocks = split_blocks(self.generated, self.params.block_length, self.info)
         self.block_steps = split_steps(

@@ -47,8 +47,8 @@ class TextStream:
     """One output's text. Tokens are pushed in the order of their positions, each once.
 
     hole_ends: how many tokens have been pushed at the end of each hole; characters and stop
-    strings do not reach across holes. is_whole: a constraint makes
-    the text complete when the last one is full.
+    strings do not reach across holes. whole_ending: a text that ends
+    so is complete when the last one is full; None: none is.
     """
 
     output_index: int
@@ -56,7 +56,7 @@ class TextStream:
     stop_strings: Sequence[str]
     end_ids: frozenset[int]
     hole_ends: Sequence[int]
-    is_whole: bool = False
+    whole_ending: str | None = None
     text: str = ""
     hole_texts: list[str] = field(default_factory=list)
     end: TextEnd | None = None
@@ -108,7 +108,8 @@ class TextStream:
         """The current hole is full; with the last one the output ends."""
         self._finish_hole()
         if len(self.hole_texts) == len(self.hole_ends):
-            reason = FinishReason.STOP if self.is_whole else FinishReason.LENGTH
+            is_whole = self.whole_ending is not None and self._seen.endswith(self.whole_ending)
+            reason = FinishReason.STOP if is_whole else FinishReason.LENGTH
             self.end = TextEnd(reason, None)
 
     def push_apart(

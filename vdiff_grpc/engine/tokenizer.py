@@ -6,7 +6,6 @@ UTF-8 decoding of their bytes joined: that is what makes text offsets and stable
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
 from collections.abc import Sequence
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import jinja2.sandbox
 from tokenizers import Tokenizer as RustTokenizer
 
-from vdiff_grpc.engine.types import ChatMessage
+from vdiff_grpc.engine.chat import ChatTemplate
+from vdiff_grpc.engine.constraints.calls import CLOSE, OPEN
+from vdiff_grpc.engine.types import ChatMessage, Tool
 from vdiff_grpc.errors import CheckpointError
 
 
@@ -26,11 +26,14 @@ class Tokenizer:
 
     def __init__(self, rust: RustTokenizer, chat_template: str, specials: dict[str, str]) -> None:
         self._rust = rust
-        self._specials = specials
-        self._template = _compile_template(chat_template) if chat_template else None
+        self._template = ChatTemplate(chat_template, specials) if chat_template else None
         self.vocab_size: int = rust.get_vocab_size(with_added_tokens=True)
+        # Tags of calls are text where the template writes them, whatever the vocabulary says.
+        text = (OPEN, CLOSE) if self.writes_calls else ()
         self.special_ids = frozenset(
-            i for i, token in rust.get_added_tokens_decoder().items() if token.special
+            i
+            for i, token in rust.get_added_tokens_decoder().items()
+            if token.special and token.content not in text
         )
         self._bytes = _token_bytes(rust, self.special_ids)
         self.max_token_bytes = max(map(len, self._bytes.values()))
@@ -74,6 +77,11 @@ class Tokenizer:
         return self._template is not None
 
     @property
+    def writes_calls(self) -> bool:
+        """Whether the chat template has tools, and each call stands between tags."""
+        return self._template is not None and self._template.writes_calls
+
+    @property
     def defined_ids(self) -> frozenset[int]:
         """Ids that stand for a token; a model's vocabulary is often rounded up beyond them."""
         return frozenset(self._bytes)
@@ -82,22 +90,15 @@ class Tokenizer:
         """The text alone: what a model wants around it is ModelInfo's prefix and suffix."""
         return list(self._rust.encode(text, add_special_tokens=False).ids)
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> list[int]:
         """The conversation in the model's chat template, up to where the answer begins.
 
-        Raises ValueError with the template's words when it refuses the conversation.
+        tools: those that the model is told of. Raises ValueError with the template's words when it
+        refuses the conversation.
         """
         if self._template is None:
             raise ValueError("the model has no chat template")
-        try:
-            text = self._template.render(
-                messages=[{"role": m.role, "content": m.content} for m in messages],
-                add_generation_prompt=True,
-                **self._specials,
-            )
-        except (jinja2.TemplateError, TypeError) as error:
-            raise ValueError(f"the chat template refuses it: {error}") from error
-        return self.encode(text)
+        return self.encode(self._template.render(messages, tools))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The token's own bytes; none for special and undefined tokens."""
@@ -120,24 +121,6 @@ def _find_template(root: Path, config: dict[str, Any]) -> str:
         named = {entry["name"]: entry["template"] for entry in template}
         template = named.get("default", "")
     return str(template)
-
-
-def _compile_template(source: str) -> jinja2.Template:
-    """In the environment that chat templates are written for (transformers 5)."""
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: object, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(source)
 
 
 def _token_bytes(rust: RustTokenizer, special_ids: frozenset[int]) -> dict[int, bytes]:

@@ -28,14 +28,58 @@ class TokensPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """arguments: a JSON object, as JSON."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
-    role: str  # "system" | "user" | "assistant"
+    """tool_calls: of the assistant. tool_call_id, name: of a tool, whose call it answers."""
+
+    role: str  # "system" | "user" | "assistant" | "tool"
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function of the caller's. parameters: JSON schema of its arguments, or empty."""
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+
+
+class ToolMode(enum.Enum):
+    NONE = "none"
+    AUTO = "auto"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """name: of the one tool that is called."""
+
+    mode: ToolMode = ToolMode.AUTO
+    name: str = ""
+    parallel: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
     messages: tuple[ChatMessage, ...]
+    tools: tuple[Tool, ...] = ()
+    choice: ToolChoice | None = None  # with tools: automatic
+
+    @property
+    def may_call(self) -> bool:
+        return bool(self.tools) and (self.choice or ToolChoice()).mode is not ToolMode.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +247,11 @@ class ResolvedRequest:
     search_tokens: int = 0
     growing: tuple[tuple[int, int], ...] = ()
     constraints: tuple[HoleConstraint, ...] = ()
+
+    @property
+    def whole_ending(self) -> str | None:
+        """What a text that fills all positions ends with if it is whole; None: it is cut off."""
+        return self.constraints[0].ending if self.constraints and not self.is_template else None
 
     @property
     def num_rows(self) -> int:

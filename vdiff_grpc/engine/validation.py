@@ -41,6 +41,7 @@ from vdiff_grpc.engine.strategy_checks import (
     resolve_strategy,
 )
 from vdiff_grpc.engine.tokenizer import Tokenizer
+from vdiff_grpc.engine.tool_checks import check_chat
 from vdiff_grpc.engine.types import (
     MAX_TOP_LOGPROBS,
     AttentionPattern,
@@ -167,7 +168,8 @@ def resolve(
             f"max_new_tokens ({asked.max_new_tokens}) cannot be set with infill: "
             "its holes have their lengths",
         )
-    constraints = wanted(request, bad)
+    check_chat(request.prompt, info, tokenizer, bad)
+    constraints = wanted(request, bad, tokenizer)
     hole_lengths = resolve_hole_lengths(request, strategy, info, bad)
     grows = hole_lengths is LengthChoice.NATIVE
     for field, _ in constraints.values():
@@ -302,6 +304,7 @@ def encode_prompt(
 ) -> tuple[list[int], list[Span]]:
     """The prompt's token ids and spans, nothing to generate added. Raises InvalidRequestError."""
     bad = Violations()
+    check_chat(prompt, info, tokenizer, bad)
     canvas, spans = lay_out(prompt, info, tokenizer, 0, bad)
     bad.raise_if_any()
     return canvas, spans

@@ -116,6 +116,7 @@ class ModelService(v1.ModelServiceServicer):
             engine.defaults,
             has_tokenizer=tokenizer is not None,
             has_chat_template=tokenizer is not None and tokenizer.has_chat_template,
+            supports_tools=tokenizer is not None and tokenizer.writes_calls,
         )
         response.limits.MergeFrom(self._limits)
         return response

@@ -33,6 +33,9 @@ STATED = re.compile(
     r"|has no hole to fill$"
     r"|holes whose length is (still )?to be chosen"
     r"|^(hole length|m(in|ax)_length) \(\d+\) (is not in \[1, \d+\]$|needs max_length$)"
+    # what goes together in a conversation with tools, and names that must differ
+    r"|^tools: |^tool_choice( |: )|^tool_calls(: | are)|^tool_call_id \("
+    r"|\.(content|tool_call_id) is required$"
     # which texts are a regex or a schema that is supported, and can be met in so many tokens
     r"|^(regex|json_schema|choice): "
     r"|in include$"

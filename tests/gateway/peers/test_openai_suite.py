@@ -34,7 +34,7 @@ APPLY, ALL = 23 * 5, 43 * 5
 NOT_OURS = {
     # best_of 0 and penalties of -2: a diffusion model has no penalties.
     ("test_completions", r"create_with_all_params"): "BadRequestError: Error code: 400",
-    # audio, functions and tools: not supported.
+    # audio and functions: not supported.
     ("chat.test_completions", r"create_with_all_params"): "BadRequestError: Error code: 400",
     # Stored conversations: nothing is stored.
     ("chat.test_completions", r"(method|response)_(retrieve|update|delete)"): (

@@ -146,12 +146,14 @@ class HoleConstraint:
     """What one hole of a request must be.
 
     hole: its number. fits: [length of the hole + 1, num_states] from which states so many tokens
-    are an answer's rest; at the hole's length from the first one.
+    are an answer's rest; at the hole's length from the first one. ending: what a text that fills
+    the hole ends with if it is whole, and not cut off.
     """
 
     hole: int
     automaton: TokenAutomaton
     fits: Bools
+    ending: str = ""
 
 
 def token_automaton(table: Ints, accepting: Bools, vocabulary: Vocabulary) -> TokenAutomaton:

@@ -16,7 +16,9 @@ import numpy as np
 
 from vdiff_grpc.engine.constraints import regex_process
 from vdiff_grpc.engine.constraints.automaton import TokenAutomaton, Vocabulary, token_automaton
+from vdiff_grpc.engine.constraints.calls import calls_regex
 from vdiff_grpc.engine.constraints.kinds import (
+    CallsConstraint,
     ChoiceConstraint,
     Constraint,
     ConstraintError,
@@ -90,6 +92,12 @@ def regex_of(constraint: Constraint) -> str:
             pattern = schema_regex(schema)
             if len(pattern) > MAX_REGEX_CHARS:
                 raise ConstraintError("", "the schema is too large")
+            return pattern
+        case CallsConstraint(tools, otherwise=other):
+            _check_length("".join(schema for _, _, schema in tools), "parameters of all tools")
+            pattern = calls_regex(constraint, None if other is None else regex_of(other))
+            if len(pattern) > MAX_REGEX_CHARS:
+                raise ConstraintError("", "the schemas are too large")
             return pattern
 
 

@@ -26,7 +26,23 @@ class JsonSchemaConstraint:
     schema: str
 
 
-Constraint = RegexConstraint | ChoiceConstraint | JsonSchemaConstraint
+@dataclass(frozen=True, slots=True)
+class CallsConstraint:
+    """Calls of functions.
+
+    tools: number, name and schema of the arguments (JSON, or empty) of each that may be called.
+    tagged: each call stands between tags. several: one or more, else exactly one. free: text
+    without a call may stand before them or alone; with `otherwise` alone only, and held to that.
+    """
+
+    tools: tuple[tuple[int, str, str], ...]
+    tagged: bool = False
+    several: bool = False
+    free: bool = False
+    otherwise: RegexConstraint | ChoiceConstraint | JsonSchemaConstraint | None = None
+
+
+Constraint = RegexConstraint | ChoiceConstraint | JsonSchemaConstraint | CallsConstraint
 
 
 class ConstraintError(Exception):

@@ -95,6 +95,7 @@ def model_info_response(
     *,
     has_tokenizer: bool,
     has_chat_template: bool,
+    supports_tools: bool,
 ) -> v1.GetModelInfoResponse:
     resolved = _resolved(defaults)
     resolved.sampling.ClearField("seed")  # there is no default: it is drawn
@@ -115,6 +116,7 @@ def model_info_response(
         end_token_ids=info.end_token_ids,
         has_tokenizer=has_tokenizer,
         has_chat_template=has_chat_template,
+        supports_tools=supports_tools,
         supports_infill=info.supports_infill,
         strategies=info.strategies,
         limits=v1.Limits(

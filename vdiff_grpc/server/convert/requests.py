@@ -24,7 +24,18 @@ _MAX_REQUEST_ID = 128
 _MAX_NAMED = 256  # items searched for an unknown field: its name is not worth the time of more
 _INPUTS = "one of text, token_ids, chat, infill"
 
-_ROLES = {v1.ROLE_SYSTEM: "system", v1.ROLE_USER: "user", v1.ROLE_ASSISTANT: "assistant"}
+_ROLES = {
+    v1.ROLE_SYSTEM: "system",
+    v1.ROLE_USER: "user",
+    v1.ROLE_ASSISTANT: "assistant",
+    v1.ROLE_TOOL: "tool",
+}
+_TOOL_MODES = {
+    v1.TOOL_MODE_UNSPECIFIED: types.ToolMode.AUTO,
+    v1.TOOL_MODE_NONE: types.ToolMode.NONE,
+    v1.TOOL_MODE_AUTO: types.ToolMode.AUTO,
+    v1.TOOL_MODE_REQUIRED: types.ToolMode.REQUIRED,
+}
 _CACHES: dict[int, CacheKind] = {
     getattr(v1, f"CACHE_POLICY_{kind.name}"): kind for kind in CacheKind
 }
@@ -179,7 +190,7 @@ def _prompt(
         case "token_ids":
             return types.TokensPrompt(tuple(message.token_ids.ids))
         case "chat":
-            return _chat(message.chat.messages, violations)
+            return _chat(message.chat, violations)
         case "infill":
             return _infill(message.infill.segments, violations)
         case _:
@@ -187,15 +198,38 @@ def _prompt(
             return None
 
 
-def _chat(messages: Iterable[v1.ChatMessage], violations: list[FieldViolation]) -> types.ChatPrompt:
+def _chat(chat: v1.ChatInput, violations: list[FieldViolation]) -> types.ChatPrompt:
     turns = []
-    for index, message in enumerate(messages):
+    for index, message in enumerate(chat.messages):
         role = _ROLES.get(message.role)
         if role is None:
             violations.append(_not_in_enum(f"chat.messages[{index}].role", message.role))
         else:
-            turns.append(types.ChatMessage(role, message.content))
-    return types.ChatPrompt(tuple(turns))
+            calls = (types.ToolCall(c.id, c.name, c.arguments) for c in message.tool_calls)
+            turns.append(
+                types.ChatMessage(
+                    role, message.content, tuple(calls), message.tool_call_id, message.name
+                )
+            )
+    tools = tuple(types.Tool(tool.name, tool.description, tool.parameters) for tool in chat.tools)
+    return types.ChatPrompt(tuple(turns), tools, _tool_choice(chat, violations))
+
+
+def _tool_choice(chat: v1.ChatInput, violations: list[FieldViolation]) -> types.ToolChoice | None:
+    if not chat.HasField("tool_choice"):
+        return None
+    asked = chat.tool_choice
+    parallel = asked.parallel if asked.HasField("parallel") else True
+    if asked.WhichOneof("choice") == "name":
+        if not asked.name:
+            what = "chat.tool_choice.name is empty"
+            violations.append(FieldViolation("chat.tool_choice.name", what))
+        return types.ToolChoice(types.ToolMode.REQUIRED, asked.name, parallel)
+    mode = _TOOL_MODES.get(asked.mode)
+    if mode is None:
+        violations.append(_not_in_enum("chat.tool_choice.mode", asked.mode))
+        return None
+    return types.ToolChoice(mode, parallel=parallel)
 
 
 def _infill(
