@@ -315,8 +315,8 @@ def test_a_delayed_picture_tells_the_budget_of_its_own_moment() -> None:
         def close(self) -> None:
             pass
 
-    asyncio.run(show(_stream(EVENTS[:3]), Recorder(), delay_s=0.1))
-    assert max(seen) < time.monotonic() - 0.1
+    asyncio.run(show(_stream(EVENTS[:4]), Recorder(), delay_s=0.1))
+    assert max(seen) < time.monotonic() - 0.2
 
 
 def test_a_terminal_tells_which_lengths_the_holes_could_have_had() -> None:
