@@ -59,8 +59,9 @@ def _check_growing(request: Request, strategy: Strategy, bad: Violations) -> Non
         )
     if isinstance(strategy, DreamSchedule) and strategy.order is DreamOrder.ORIGIN:
         bad.add(f"diffusion.{strategy.NAME}.order", f"order (origin) cannot be used {_INSTEAD}")
+    longest = sum(most for _, most in hole_ranges(request.prompt))  # one block
     for field, value in (
-        ("block_length", asked.block_length),
+        ("block_length", None if (asked.block_length or 0) >= longest else asked.block_length),
         ("steps", asked.steps),
         ("suffix_window", asked.suffix_window),
         ("cache", None if asked.cache is CacheKind.NONE else asked.cache),
