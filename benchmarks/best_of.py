@@ -50,7 +50,15 @@ class Judged:
 
 def main() -> None:
     arguments = _arguments()
-    engine = Engine(EngineConfig(str(DEMO), device="cpu", threads=1, max_waiting_rows=4096))
+    config = EngineConfig(
+        str(DEMO),
+        device="cpu",
+        threads=1,
+        max_waiting_rows=4096,
+        max_queue_time_s=0.0,
+        max_request_time_s=86400.0,
+    )
+    engine = Engine(config)
     print(f"{report.machine()}\n{arguments.prompts} prompts a task, {CANDIDATES} candidates each\n")
     rows = []
     for task in (task for task in TASKS if task.name in arguments.task):

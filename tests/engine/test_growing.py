@@ -440,7 +440,7 @@ def test_a_budget_and_a_constraint_are_refused_beside_growth(engine: Engine) -> 
         engine.resolve(hurried)
     assert engine.resolve(dataclasses.replace(hurried, budget_is_optional=True)).due_ns is None
     held = (Hole(2, constraint=RegexConstraint("a")), Hole(max_length=3))
-    with pytest.raises(InvalidRequestError, match="a constraint cannot be used beside"):
+    with pytest.raises(InvalidRequestError, match="a constraint cannot be used where holes grow"):
         engine.resolve(request(held))
 
 

@@ -6,7 +6,7 @@ from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.layout_checks import hole_ranges
 from vdiff_grpc.engine.prompts import Violations
 from vdiff_grpc.engine.strategies import STRATEGIES, DreamOrder, DreamSchedule, Strategy
-from vdiff_grpc.engine.types import LengthChoice, ModelInfo, Request
+from vdiff_grpc.engine.types import Hole, InfillPrompt, LengthChoice, ModelInfo, Request
 
 # Expand tokens of a hole, as a multiple of its longest length: the reference's expand_budget.
 EXPANSIONS = 2
@@ -69,5 +69,10 @@ def _check_growing(request: Request, strategy: Strategy, bad: Violations) -> Non
         if value is not None:
             shown = value.value if isinstance(value, CacheKind) else value
             bad.add(f"diffusion.{field}", f"{field} ({shown}) cannot be set {_INSTEAD}")
+    assert isinstance(request.prompt, InfillPrompt)
+    for index, segment in enumerate(request.prompt.segments):
+        if isinstance(segment, Hole) and segment.constraint is not None:
+            field = f"infill.segments[{index}].hole.constraint"
+            bad.add(field, f"a constraint cannot be used {_INSTEAD}")
     if request.latency_budget_ns is not None and not request.budget_is_optional:
         bad.add("latency_budget", f"latency_budget cannot be set {_INSTEAD}")
