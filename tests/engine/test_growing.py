@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.tools import LogitsRecorder, add, finished, run, run_all, tiny_engine
+from tests.engine.tools import LogitsRecorder, add, change, finished, run, run_all, tiny_engine
 from tests.growth import DELETE, EXPAND, growing_checkpoint
 from vdiff_grpc.engine.caches.kinds import CacheKind
+from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.constraints.kinds import RegexConstraint
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import (
@@ -28,7 +29,7 @@ from vdiff_grpc.engine.events import (
     StepUpdate,
     UpdateKind,
 )
-from vdiff_grpc.engine.growing import GrowingSequence
+from vdiff_grpc.engine.growing import GrowingSequence, row_of
 from vdiff_grpc.engine.growth_checks import most_steps
 from vdiff_grpc.engine.likelihood import Scoring, begin_scoring
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
@@ -354,6 +355,19 @@ def test_a_hole_begins_with_four_positions_or_what_is_nearest(engine: Engine) ->
     assert all(abs(a - b) <= 1 for a, b in zip(lengths, (4, 3, 6), strict=True))
 
 
+def test_what_exceeds_a_limit_stays_masked(engine: Engine) -> None:
+    asked = engine.resolve(request(((1, 2), Hole(min_length=3, max_length=6), (4,))))
+    row = row_of(0, asked, 0, engine.info, None)
+    assert isinstance(row, GrowingSequence)
+    change(row, Action.UNMASK, [2, 3, 4, 5], [DELETE] * 4)
+    assert row.ids[row.present].tolist() == [1, 2, MASK, MASK, MASK, 4]
+    change(row, Action.UNMASK, [2, 3, 4], [EXPAND, 7, EXPAND])
+    assert row.ids[row.present].tolist() == [1, 2, MASK, MASK, 7, MASK, MASK, 4]
+    change(row, Action.UNMASK, [2, 3], [EXPAND, EXPAND])
+    assert row.ids.tolist() == [1, 2, MASK, MASK, MASK, 7, MASK, MASK, 4]
+    assert (row.state[2:8] == State.MASKED).tolist() == [True, True, True, False, True, True]
+
+
 class Undecided(CounterNoise):
     """Draws the expand token wherever it may, else the delete token wherever it may."""
 
@@ -426,7 +440,7 @@ def test_a_budget_and_a_constraint_are_refused_beside_growth(engine: Engine) -> 
         engine.resolve(hurried)
     assert engine.resolve(dataclasses.replace(hurried, budget_is_optional=True)).due_ns is None
     held = (Hole(2, constraint=RegexConstraint("a")), Hole(max_length=3))
-    with pytest.raises(InvalidRequestError, match="a constraint cannot be used beside"):
+    with pytest.raises(InvalidRequestError, match="a constraint cannot be used where holes grow"):
         engine.resolve(request(held))
 
 

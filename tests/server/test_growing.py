@@ -76,6 +76,17 @@ def test_a_reader_ends_with_the_canvas_of_the_reply(
     assert unary.usage.completion_tokens < 2 * LONGEST
 
 
+def test_what_was_used_can_be_sent_again(growing: RunningServer) -> None:
+    first = growing.generation.Generate(generate(asked()))
+    wanted = asked()
+    wanted.diffusion.CopyFrom(first.resolved.diffusion)
+    wanted.sampling.CopyFrom(first.resolved.sampling)
+    wanted.sampling.ClearField("max_new_tokens")  # holes have their lengths
+    again = growing.generation.Generate(generate(wanted))
+    assert again.outputs == first.outputs
+    assert again.resolved == first.resolved
+
+
 def test_a_document_is_put_together_with_the_holes_as_long_as_they_came_to_be(
     growing: RunningServer,
 ) -> None:

@@ -90,19 +90,13 @@ class GrowingSequence(Sequence):
         assert self.info.growth is not None, "validation asks for the tokens"
         self._tokens: GrowthTokens = self.info.growth
         ends = np.cumsum([span.length for span in request.spans]).tolist()
-        bounds = [
-            (end - span.length, *limits)
-            for (end, span), limits in zip(
-                (
-                    (end, span)
-                    for end, span in zip(ends, request.spans, strict=True)
-                    if span.kind is SpanKind.HOLE
-                ),
-                request.growing,
-                strict=True,
-            )
+        begins = [
+            end - span.length
+            for end, span in zip(ends, request.spans, strict=True)
+            if span.kind is SpanKind.HOLE
         ]
-        self._holes = [_Hole(*bound) for bound in bounds]
+        holes = zip(begins, request.growing, strict=True)
+        self._holes = [_Hole(begin, *limits) for begin, limits in holes]
         self.grows = np.zeros(len(self.ids), dtype=np.bool_)
         for hole in self._holes:
             self.state[hole.begin + hole.length : hole.begin + hole.most] = State.ABSENT

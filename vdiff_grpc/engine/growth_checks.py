@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from vdiff_grpc.engine.caches.kinds import CacheKind
-from vdiff_grpc.engine.constraint_checks import is_constrained
 from vdiff_grpc.engine.layout_checks import hole_ranges
 from vdiff_grpc.engine.prompts import Violations
 from vdiff_grpc.engine.strategies import STRATEGIES, DreamOrder, DreamSchedule, Strategy
-from vdiff_grpc.engine.types import LengthChoice, ModelInfo, Request
+from vdiff_grpc.engine.types import Hole, InfillPrompt, LengthChoice, ModelInfo, Request
 
 # Expand tokens of a hole, as a multiple of its longest length: the reference's expand_budget.
 EXPANSIONS = 2
@@ -60,8 +59,9 @@ def _check_growing(request: Request, strategy: Strategy, bad: Violations) -> Non
         )
     if isinstance(strategy, DreamSchedule) and strategy.order is DreamOrder.ORIGIN:
         bad.add(f"diffusion.{strategy.NAME}.order", f"order (origin) cannot be used {_INSTEAD}")
+    longest = sum(most for _, most in hole_ranges(request.prompt))  # one block
     for field, value in (
-        ("block_length", asked.block_length),
+        ("block_length", None if (asked.block_length or 0) >= longest else asked.block_length),
         ("steps", asked.steps),
         ("suffix_window", asked.suffix_window),
         ("cache", None if asked.cache is CacheKind.NONE else asked.cache),
@@ -69,7 +69,10 @@ def _check_growing(request: Request, strategy: Strategy, bad: Violations) -> Non
         if value is not None:
             shown = value.value if isinstance(value, CacheKind) else value
             bad.add(f"diffusion.{field}", f"{field} ({shown}) cannot be set {_INSTEAD}")
-    if is_constrained(request):
-        bad.add("infill.segments", f"a constraint cannot be used {_INSTEAD}")
+    assert isinstance(request.prompt, InfillPrompt)
+    for index, segment in enumerate(request.prompt.segments):
+        if isinstance(segment, Hole) and segment.constraint is not None:
+            field = f"infill.segments[{index}].hole.constraint"
+            bad.add(field, f"a constraint cannot be used {_INSTEAD}")
     if request.latency_budget_ns is not None and not request.budget_is_optional:
         bad.add("latency_budget", f"latency_budget cannot be set {_INSTEAD}")
