@@ -47,8 +47,10 @@ ONLY: dict[str, tuple[str, ...]] = {
 ENGINE_ORDER = (
     ("strategies", "exact", "caches", "kernels", "constraints"),
     ("types", "events", "attention"),
+    ("chat",),
     ("rng", "tokenizer", "messages", "columns", "pulse", "pace", "step_times"),
     ("text", "models", "prompts", "blocks", "lengths"),
+    ("tool_checks",),
     (
         "strategy_checks",
         "cache_checks",

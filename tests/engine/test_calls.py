@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -291,6 +292,16 @@ def test_what_cannot_be_is_refused_by_its_field(
     found = refused(tagged, Request(prompt, RequestParams(max_new_tokens=60)))
     assert list(found) == [field]
     assert why in found[field]
+
+
+@pytest.mark.parametrize("depth", [100, 400, *range(600, 1000, 20)])
+def test_what_is_nested_too_deeply_is_refused(tagged: Engine, plain: Engine, depth: int) -> None:
+    nested = '{"items":' * depth + "{}" + "}" * depth
+    for engine in (tagged, plain):
+        refused(engine, Request(with_schema(f'{{"properties":{{"a":{nested}}}}}')))
+        called = ChatMessage("assistant", "", (ToolCall("1", "f", f'{{"a":{nested}}}'),))
+        with suppress(InvalidRequestError):  # a template may write as much of it as it can
+            engine.resolve(Request(ChatPrompt((called,)), RequestParams(max_new_tokens=4)))
 
 
 def test_what_tools_cannot_stand_beside_is_refused(tagged: Engine, plain: Engine) -> None:

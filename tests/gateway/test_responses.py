@@ -380,7 +380,8 @@ def test_what_the_document_forbids_is_refused(document: dict[str, Any]) -> None:
     request = validator(document, "ResponseRequest")
     permitted = {next(iter(f)) for f, _ in REFUSED if request.is_valid({"input": "Hello"} | f)}
     # They need the model's limits or two fields to be wrong.
-    assert permitted <= {"top_logprobs", "diffusing", "max_output_tokens", "steps", "stop", "text"}
+    several = {"top_logprobs", "diffusing", "max_output_tokens", "steps", "stop", "text"}
+    assert permitted <= several | {"tool_choice"}
     assert request.is_valid({"input": "Hello"})
 
 

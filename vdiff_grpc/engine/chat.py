@@ -45,12 +45,14 @@ class ChatTemplate:
         Raises ValueError with the template's words when it refuses the conversation.
         """
         messages = _named(messages)
-        if not self.has_tools:
-            messages, tools = spelled_out(messages, tools), ()
         try:
+            if not self.has_tools:
+                messages, tools = spelled_out(messages, tools), ()
             return self._rendered(messages, tools)
         except (jinja2.TemplateError, TypeError) as error:
             raise ValueError(f"the chat template refuses it: {error}") from error
+        except RecursionError as error:
+            raise ValueError("tools or arguments are nested too deeply") from error
 
     def _rendered(self, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> str:
         given = {"tools": [_told(tool) for tool in tools]} if tools else {}

@@ -30,11 +30,28 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
         gateway.close()
 
 
+# They want 3 for the argument, a call where there may be text, or a Chinese name said again. A
+# refusal or a reply that is wrong still fails.
+NEEDS_SENSE = pytest.mark.xfail(reason="takes a model with some sense", raises=AssertionError)
+
+
+# Of openai's own class for a parsed answer; and LangChain goes on with another method.
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.filterwarnings("ignore:Received a Pydantic BaseModel V1 schema")
 class TestChatOpenAI(ChatModelIntegrationTests):
     where: dict[str, Any]
 
     @pytest_asyncio.fixture(autouse=True)
-    async def _where(self, told: RunningGateway) -> AsyncIterator[None]:
+    async def _where(
+        self, told: RunningGateway, request: pytest.FixtureRequest
+    ) -> AsyncIterator[None]:
+        # Few passes: what is tested is the same.
+        said: dict[str, Any] = {"steps": 8}
+        if any(word in request.node.name for word in ("tool", "agent", "structured")):
+            said["parallel_tool_calls"] = False
+        else:
+            # The embedded model would answer some of their conversations with nothing.
+            said["ignore_eos"] = True
         # Clients of our own: LangChain never closes those that it makes.
         with httpx.Client() as client:
             async with httpx.AsyncClient() as async_client:
@@ -42,6 +59,7 @@ class TestChatOpenAI(ChatModelIntegrationTests):
                     "base_url": f"{told.url}/v1",
                     "http_client": client,
                     "http_async_client": async_client,
+                    "extra_body": said,
                 }
                 yield
 
@@ -51,9 +69,7 @@ class TestChatOpenAI(ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        # Few passes: what is tested is the same.
-        said = {"extra_body": {"steps": 8}}
-        return self.where | said | {"model": "demo", "api_key": "none", "stream_usage": True}
+        return self.where | {"model": "demo", "api_key": "none", "stream_usage": True}
 
     @property
     def standard_chat_model_params(self) -> dict[str, Any]:
@@ -64,6 +80,20 @@ class TestChatOpenAI(ChatModelIntegrationTests):
     def model_override_value(self) -> str:
         return "demo-alias"
 
-    @pytest.mark.xfail(reason="to say a Chinese name again takes a model that can", strict=True)
+    @NEEDS_SENSE
+    @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
+    def test_tool_calling(self, model: Any) -> None:
+        super().test_tool_calling(model)
+
+    @NEEDS_SENSE
+    async def test_tool_calling_async(self, model: Any) -> None:
+        await super().test_tool_calling_async(model)
+
+    @NEEDS_SENSE
+    @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
+    def test_agent_loop(self, model: Any) -> None:
+        super().test_agent_loop(model)
+
+    @NEEDS_SENSE
     def test_unicode_tool_call_integration(self, *args: Any, **kwargs: Any) -> None:
         super().test_unicode_tool_call_integration(*args, **kwargs)
