@@ -95,5 +95,5 @@ class TestChatOpenAI(ChatModelIntegrationTests):
         super().test_agent_loop(model)
 
     @NEEDS_SENSE
-    def test_unicode_tool_call_integration(self, *args: Any, **kwargs: Any) -> None:
-        super().test_unicode_tool_call_integration(*args, **kwargs)
+    def test_unicode_tool_call_integration(self, model: Any) -> None:  # type: ignore[override]
+        super().test_unicode_tool_call_integration(model)
