@@ -181,16 +181,16 @@ def serve(
         while engine.has_work:
             engine.step()
     begin_ns = clock.now_ns
+    arrivals_ns = [begin_ns + round(one.at_s * 1e9) for one in asked]
     coming = 0
     right = in_time = useful = tokens = forwards = was_hurried = refused = 0
     latencies: list[float] = []
     while coming < len(asked) or engine.has_work:
         if not engine.has_work:
-            clock.wait(begin_ns + round(asked[coming].at_s * 1e9))
-        while coming < len(asked) and begin_ns + asked[coming].at_s * 1e9 <= clock.now_ns:
-            one = asked[coming]
+            clock.wait(arrivals_ns[coming])
+        while coming < len(asked) and arrivals_ns[coming] <= clock.now_ns:
+            one, arrival_ns = asked[coming], arrivals_ns[coming]
             request = _resolved(engine, one, strategy)
-            arrival_ns = begin_ns + round(one.at_s * 1e9)
             due_ns = arrival_ns + round(one.budget_s * 1e9) if hurried else None
             request = dataclasses.replace(
                 request, arrival_ns=arrival_ns, due_ns=due_ns, deadline_ns=None
