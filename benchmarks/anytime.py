@@ -34,6 +34,7 @@ from benchmarks.tasks import TASKS, Instance
 from vdiff_grpc.engine import strategies as s
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Failed, Finished
+from vdiff_grpc.engine.hurry import Hurry
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.types import (
     ChatMessage,
@@ -172,9 +173,10 @@ def serve(
 ) -> report.Row:
     """One way of serving the replay. curve: of a virtual clock, or None for the real one."""
     engine = engine_of(overload)
+    clock = Virtual(engine, curve) if curve is not None else Real()
+    engine.hurry = Hurry(overload)  # what it knows is of this clock
     # it has served before: what there is to learn it has learnt
     lessons = _mixed(random.Random(SEED + 1), 2 * PLACES)
-    clock = Virtual(engine, curve) if curve is not None else Real()
     for size in (1, 4, PLACES):
         for key, one in enumerate(lessons[:size]):
             engine.add(key, _resolved(engine, one, strategy))
@@ -246,17 +248,19 @@ def drawn(asked: Rows[Asked], strategy: s.Strategy) -> tuple[float, float]:
 
 
 def best_static(static: dict[float, tuple[float, float]], tokens_per_forward: float) -> float:
-    """The best accuracy of a mixture of two thresholds with so many tokens per forward."""
-    points = sorted(static.values())
+    """The best accuracy of a threshold, or a mixture of two, with so many tokens per forward.
+
+    What a mixture of answers costs are forwards per token.
+    """
+    points = sorted((1 / pace, accuracy) for pace, accuracy in static.values())
+    cost = 1 / tokens_per_forward
     reached = [
-        low + (high - low) * (tokens_per_forward - a) / (b - a)
+        low + (high - low) * (cost - a) / (b - a)
         for a, low in points
         for b, high in points
-        if a < b and a <= tokens_per_forward <= b
+        if a < b and a <= cost <= b
     ]
-    return max(
-        reached, default=points[0][1] if tokens_per_forward < points[0][0] else points[-1][1]
-    )
+    return max(reached, default=points[0][1] if cost < points[0][0] else points[-1][1])
 
 
 def main() -> None:
