@@ -34,7 +34,7 @@ from benchmarks.tasks import TASKS, Instance
 from vdiff_grpc.engine import strategies as s
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Failed, Finished
-from vdiff_grpc.engine.hurry import Hurry
+from vdiff_grpc.engine.hurry import OVERLOADS, QUEUE, Hurry
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.types import (
     ChatMessage,
@@ -268,7 +268,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0, 3.0])
     parser.add_argument("--clock", choices=("virtual", "real"), default="virtual")
-    parser.add_argument("--overload", choices=("queue", "refuse"), default="queue")
+    parser.add_argument("--overload", nargs="+", choices=OVERLOADS, default=OVERLOADS)
     parser.add_argument("--repeats", type=int, default=3, help="of the timing of bare steps")
     parser.add_argument("--out", help="folder for anytime.json")
     arguments = parser.parse_args()
@@ -295,11 +295,11 @@ def main() -> None:
         fixed = s.FixedSchedule()
         one = serve(asked, fixed, clock, hurried=False, overload="queue")
         tell(load, "fixed schedule", one)
-        ours = serve(asked, fixed, clock, hurried=True, overload=arguments.overload)
-        tell(load, "with a budget", ours)
-        at_equal = best_static(static, ours["tokens/forward"])
-        ours["best static accuracy"] = rows[-1]["best static accuracy"] = at_equal
-        print(f"load {load:g}  best static at equal tokens/forward: accuracy {at_equal:.3f}")
+        for overload in arguments.overload:
+            ours = serve(asked, fixed, clock, hurried=True, overload=overload)
+            at_equal = best_static(static, ours["tokens/forward"])
+            told = {**ours, "best static accuracy": at_equal}
+            tell(load, "with a budget" if overload == QUEUE else f"with a budget, {overload}", told)
         tau = min(static, key=lambda t: abs(static[t][0] - ours["tokens/forward"]))
         rule = s.ConfidenceThreshold(tau)
         near = serve(asked, rule, clock, hurried=False, overload="queue")
@@ -310,6 +310,7 @@ def main() -> None:
             "clock": arguments.clock,
             "overload": arguments.overload,
             "requests": arguments.requests,
+            "static": {tau: {"tokens/forward": t, "accuracy": a} for tau, (t, a) in static.items()},
             "step_ms": {size: curve(size) * 1e3 for size in SIZES},
             "rows": rows,
         }

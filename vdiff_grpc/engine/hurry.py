@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 QUEUE, REFUSE = OVERLOADS = ("queue", "refuse")
 
 # Confidences from which on a prediction is filled as well, by rising haste.
-LEVELS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+LEVELS = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 _KEPT_BACK = 0.1  # of the time that is left: others may come
 _RECENT = 0.05  # weight of one step in a level's pace, at the least
 _NEW = 0.1  # weight of one budget in the horizon
