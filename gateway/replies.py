@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
@@ -53,7 +54,9 @@ def completion(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.Compl
         head.model,
         head.system_fingerprint,
         choices,
-        _usage(reply.usage for reply in replies),
+        _usage(
+            (reply.usage for reply in replies), told_hurried(reply.metrics for reply in replies)
+        ),
     )
 
 
@@ -77,7 +80,7 @@ def chat(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.ChatComplet
         head.model,
         head.system_fingerprint,
         choices,
-        _usage((reply.usage,)),
+        _usage((reply.usage,), told_hurried((reply.metrics,))),
     )
 
 
@@ -97,6 +100,7 @@ class ChunkStream(ABC):
         self._head = _Head("", 0, "", "")
         self._bases: list[int] = []
         self._usages: list[v1.Usage] = []
+        self._metrics: list[v1.Metrics] = []
         # With include_usage OpenAI's chunks carry `usage: null` until the last.
         self._no_usage: UnsetType | None = None if job.include_usage else UNSET
 
@@ -131,6 +135,7 @@ class ChunkStream(ABC):
                 return [self._silent(index, canvas.snapshot(index, event.snapshot))]
             case "finished":
                 self._usages.append(event.finished.usage)
+                self._metrics.append(event.finished.metrics)
                 return [
                     self._ending(
                         base + end.index,
@@ -145,7 +150,8 @@ class ChunkStream(ABC):
                 return []
 
     def finish(self) -> list[Chunk]:
-        return [self._usage_chunk(_usage(self._usages))] if self._job.include_usage else []
+        usage = _usage(self._usages, told_hurried(self._metrics))
+        return [self._usage_chunk(usage)] if self._job.include_usage else []
 
     def fail(self, error: ErrorReply) -> list[ErrorReply]:
         return [error]
@@ -340,11 +346,15 @@ def _diffusion(job: Job, index: int, output: v1.Output) -> openai.ChoiceDiffusio
     return canvas.of_choice(index, output) if told else UNSET
 
 
-def _usage(usages: Iterable[v1.Usage]) -> Usage:
+def told_hurried(metrics: Iterable[v1.Metrics]) -> Literal[True] | UnsetType:
+    return True if any(one.hurried for one in metrics) else UNSET
+
+
+def _usage(usages: Iterable[v1.Usage], hurried: Literal[True] | UnsetType) -> Usage:
     prompt = completion = shared = 0
     for usage in usages:
         prompt += usage.prompt_tokens
         completion += usage.completion_tokens
         shared += usage.shared_prompt_tokens
     details = openai.PromptTokensDetails(shared)
-    return Usage(prompt, completion, prompt + completion, details)
+    return Usage(prompt, completion, prompt + completion, details, hurried)

@@ -25,7 +25,7 @@ def response(job: Job, answers: Sequence[v1.GenerateResponse]) -> out.Response:
     (output,) = answer.outputs
     head = _Head.make(job, answer.model, answer.resolved)
     text = out.OutputText(output.text, logprobs=_logprobs(job, output.tokens))
-    return head.ended(text, output.end, answer.usage)
+    return head.ended(text, output.end, answer.usage, answer.metrics)
 
 
 class ResponseEventStream:
@@ -90,7 +90,7 @@ class ResponseEventStream:
         head = self._head
         text, logprobs = "".join(self._texts), self._logprobs
         part = out.OutputText(text, logprobs=logprobs)
-        whole = head.ended(part, end, self._finished.usage)
+        whole = head.ended(part, end, self._finished.usage, self._finished.metrics)
         events: list[ResponseEvent] = []
         if self._job.diffusing:
             events.append(self._diffusion(openai.DiffusionEnd(0, end.seed, end.forward_passes)))
@@ -168,7 +168,9 @@ class _Head:
     ) -> out.OutputMessage:
         return out.OutputMessage(self.item_id, status, text)
 
-    def ended(self, text: out.OutputText, end: v1.OutputEnd, usage: v1.Usage) -> out.Response:
+    def ended(
+        self, text: out.OutputText, end: v1.OutputEnd, usage: v1.Usage, metrics: v1.Metrics
+    ) -> out.Response:
         given, made = usage.prompt_tokens, usage.completion_tokens
         stopped = replies.finish_reason(end) == "stop"
         status: Literal["completed", "incomplete"] = "completed" if stopped else "incomplete"
@@ -181,6 +183,7 @@ class _Head:
                 made,
                 given + made,
                 out.InputTokensDetails(usage.shared_prompt_tokens),
+                hurried=replies.told_hurried((metrics,)),
             ),
         )
 
