@@ -304,18 +304,20 @@ def main() -> None:
         rule = s.ConfidenceThreshold(tau)
         near = serve(asked, rule, clock, hurried=False, overload="queue")
         tell(load, f"threshold {tau}", near)
-    if arguments.out:
-        whole = {
-            "machine": report.machine(),
-            "clock": arguments.clock,
-            "overload": arguments.overload,
-            "requests": arguments.requests,
-            "static": {tau: {"tokens/forward": t, "accuracy": a} for tau, (t, a) in static.items()},
-            "step_ms": {size: curve(size) * 1e3 for size in SIZES},
-            "rows": rows,
-        }
-        path = Path(arguments.out) / "anytime.json"
-        path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        if arguments.out:
+            whole = {
+                "machine": report.machine(),
+                "clock": arguments.clock,
+                "overload": arguments.overload,
+                "requests": arguments.requests,
+                "static": {
+                    tau: {"tokens/forward": t, "accuracy": a} for tau, (t, a) in static.items()
+                },
+                "step_ms": {size: curve(size) * 1e3 for size in SIZES},
+                "rows": rows,
+            }
+            path = Path(arguments.out) / "anytime.json"
+            path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
 def _mixed(rng: random.Random, count: int) -> list[Asked]:
