@@ -34,6 +34,7 @@ from benchmarks.tasks import TASKS, Instance
 from vdiff_grpc.engine import strategies as s
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Failed, Finished
+from vdiff_grpc.engine.hurry import OVERLOADS, QUEUE, Hurry
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.types import (
     ChatMessage,
@@ -172,25 +173,26 @@ def serve(
 ) -> report.Row:
     """One way of serving the replay. curve: of a virtual clock, or None for the real one."""
     engine = engine_of(overload)
+    clock = Virtual(engine, curve) if curve is not None else Real()
+    engine.hurry = Hurry(overload)  # what it knows is of this clock
     # it has served before: what there is to learn it has learnt
     lessons = _mixed(random.Random(SEED + 1), 2 * PLACES)
-    clock = Virtual(engine, curve) if curve is not None else Real()
     for size in (1, 4, PLACES):
         for key, one in enumerate(lessons[:size]):
             engine.add(key, _resolved(engine, one, strategy))
         while engine.has_work:
             engine.step()
     begin_ns = clock.now_ns
+    arrivals_ns = [begin_ns + round(one.at_s * 1e9) for one in asked]
     coming = 0
     right = in_time = useful = tokens = forwards = was_hurried = refused = 0
     latencies: list[float] = []
     while coming < len(asked) or engine.has_work:
         if not engine.has_work:
-            clock.wait(begin_ns + round(asked[coming].at_s * 1e9))
-        while coming < len(asked) and begin_ns + asked[coming].at_s * 1e9 <= clock.now_ns:
-            one = asked[coming]
+            clock.wait(arrivals_ns[coming])
+        while coming < len(asked) and arrivals_ns[coming] <= clock.now_ns:
+            one, arrival_ns = asked[coming], arrivals_ns[coming]
             request = _resolved(engine, one, strategy)
-            arrival_ns = begin_ns + round(one.at_s * 1e9)
             due_ns = arrival_ns + round(one.budget_s * 1e9) if hurried else None
             request = dataclasses.replace(
                 request, arrival_ns=arrival_ns, due_ns=due_ns, deadline_ns=None
@@ -246,17 +248,19 @@ def drawn(asked: Rows[Asked], strategy: s.Strategy) -> tuple[float, float]:
 
 
 def best_static(static: dict[float, tuple[float, float]], tokens_per_forward: float) -> float:
-    """The best accuracy of a mixture of two thresholds with so many tokens per forward."""
-    points = sorted(static.values())
+    """The best accuracy of a threshold, or a mixture of two, with so many tokens per forward.
+
+    What a mixture of answers costs are forwards per token.
+    """
+    points = sorted((1 / pace, accuracy) for pace, accuracy in static.values())
+    cost = 1 / tokens_per_forward
     reached = [
-        low + (high - low) * (tokens_per_forward - a) / (b - a)
+        low + (high - low) * (cost - a) / (b - a)
         for a, low in points
         for b, high in points
-        if a < b and a <= tokens_per_forward <= b
+        if a < b and a <= cost <= b
     ]
-    return max(
-        reached, default=points[0][1] if tokens_per_forward < points[0][0] else points[-1][1]
-    )
+    return max(reached, default=points[0][1] if cost < points[0][0] else points[-1][1])
 
 
 def main() -> None:
@@ -264,7 +268,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=400)
     parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 1.0, 1.5, 2.0, 3.0])
     parser.add_argument("--clock", choices=("virtual", "real"), default="virtual")
-    parser.add_argument("--overload", choices=("queue", "refuse"), default="queue")
+    parser.add_argument("--overload", nargs="+", choices=OVERLOADS, default=OVERLOADS)
     parser.add_argument("--repeats", type=int, default=3, help="of the timing of bare steps")
     parser.add_argument("--out", help="folder for anytime.json")
     arguments = parser.parse_args()
@@ -291,26 +295,29 @@ def main() -> None:
         fixed = s.FixedSchedule()
         one = serve(asked, fixed, clock, hurried=False, overload="queue")
         tell(load, "fixed schedule", one)
-        ours = serve(asked, fixed, clock, hurried=True, overload=arguments.overload)
-        tell(load, "with a budget", ours)
-        at_equal = best_static(static, ours["tokens/forward"])
-        ours["best static accuracy"] = rows[-1]["best static accuracy"] = at_equal
-        print(f"load {load:g}  best static at equal tokens/forward: accuracy {at_equal:.3f}")
+        for overload in arguments.overload:
+            ours = serve(asked, fixed, clock, hurried=True, overload=overload)
+            at_equal = best_static(static, ours["tokens/forward"])
+            told = {**ours, "best static accuracy": at_equal}
+            tell(load, "with a budget" if overload == QUEUE else f"with a budget, {overload}", told)
         tau = min(static, key=lambda t: abs(static[t][0] - ours["tokens/forward"]))
         rule = s.ConfidenceThreshold(tau)
         near = serve(asked, rule, clock, hurried=False, overload="queue")
         tell(load, f"threshold {tau}", near)
-    if arguments.out:
-        whole = {
-            "machine": report.machine(),
-            "clock": arguments.clock,
-            "overload": arguments.overload,
-            "requests": arguments.requests,
-            "step_ms": {size: curve(size) * 1e3 for size in SIZES},
-            "rows": rows,
-        }
-        path = Path(arguments.out) / "anytime.json"
-        path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+        if arguments.out:
+            whole = {
+                "machine": report.machine(),
+                "clock": arguments.clock,
+                "overload": arguments.overload,
+                "requests": arguments.requests,
+                "static": {
+                    tau: {"tokens/forward": t, "accuracy": a} for tau, (t, a) in static.items()
+                },
+                "step_ms": {size: curve(size) * 1e3 for size in SIZES},
+                "rows": rows,
+            }
+            path = Path(arguments.out) / "anytime.json"
+            path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
 def _mixed(rng: random.Random, count: int) -> list[Asked]:

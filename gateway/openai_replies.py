@@ -14,6 +14,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
+Hurried = Annotated[
+    Literal[True] | UnsetType,
+    Meta(
+        description="More was filled in a step than the strategy would have, for the sake of the latency budget; left out where it was not."
+    ),
+]
+
+
 class PromptTokensDetails(Struct, frozen=True):
     cached_tokens: Annotated[
         int,
@@ -28,6 +36,7 @@ class Usage(Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    hurried: Hurried = UNSET
 
 
 class CompletionLogprobs(Struct, frozen=True):

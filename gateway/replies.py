@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
@@ -55,7 +56,9 @@ def completion(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.Compl
         head.model,
         head.system_fingerprint,
         choices,
-        _usage(reply.usage for reply in replies),
+        _usage(
+            (reply.usage for reply in replies), told_hurried(reply.metrics for reply in replies)
+        ),
     )
 
 
@@ -79,7 +82,7 @@ def chat(job: Job, replies: Sequence[v1.GenerateResponse]) -> openai.ChatComplet
         head.model,
         head.system_fingerprint,
         choices,
-        _usage((reply.usage,)),
+        _usage((reply.usage,), told_hurried((reply.metrics,))),
     )
 
 
@@ -99,6 +102,7 @@ class ChunkStream(ABC):
         self._head = _Head("", 0, "", "")
         self._bases: list[int] = []
         self._usages: list[v1.Usage] = []
+        self._metrics: list[v1.Metrics] = []
         # With include_usage OpenAI's chunks carry `usage: null` until the last.
         self._no_usage: UnsetType | None = None if job.include_usage else UNSET
 
@@ -133,6 +137,7 @@ class ChunkStream(ABC):
                 return [self._silent(index, canvas.snapshot(index, event.snapshot))]
             case "finished":
                 self._usages.append(event.finished.usage)
+                self._metrics.append(event.finished.metrics)
                 return [
                     chunk
                     for end in event.finished.ends
@@ -148,7 +153,8 @@ class ChunkStream(ABC):
                 return []
 
     def finish(self) -> list[Chunk]:
-        return [self._usage_chunk(_usage(self._usages))] if self._job.include_usage else []
+        usage = _usage(self._usages, told_hurried(self._metrics))
+        return [self._usage_chunk(usage)] if self._job.include_usage else []
 
     def fail(self, error: ErrorReply) -> list[ErrorReply]:
         return [error]
@@ -386,11 +392,15 @@ def _diffusion(
     return canvas.of_choice(index, output, metrics.hurried) if told else UNSET
 
 
-def _usage(usages: Iterable[v1.Usage]) -> Usage:
+def told_hurried(metrics: Iterable[v1.Metrics]) -> Literal[True] | UnsetType:
+    return True if any(one.hurried for one in metrics) else UNSET
+
+
+def _usage(usages: Iterable[v1.Usage], hurried: Literal[True] | UnsetType) -> Usage:
     prompt = completion = shared = 0
     for usage in usages:
         prompt += usage.prompt_tokens
         completion += usage.completion_tokens
         shared += usage.shared_prompt_tokens
     details = openai.PromptTokensDetails(shared)
-    return Usage(prompt, completion, prompt + completion, details)
+    return Usage(prompt, completion, prompt + completion, details, hurried)

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .errors import ErrorObject
 from .formats import TextFormat
-from .openai_replies import Diffusion, TokenLogprob
+from .openai_replies import Diffusion, Hurried, TokenLogprob
 from .tools import MODE, FlatChoice, FunctionTool
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -78,6 +78,7 @@ class ResponseUsage(Struct, frozen=True):
     total_tokens: int
     input_tokens_details: InputTokensDetails = InputTokensDetails()
     output_tokens_details: OutputTokensDetails = OutputTokensDetails()
+    hurried: Hurried = UNSET
 
 
 class Response(Struct, frozen=True, kw_only=True):

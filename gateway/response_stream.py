@@ -42,7 +42,7 @@ def response(job: Job, answers: Sequence[v1.GenerateResponse]) -> out.Response:
         items.append(head.item(_ended(output.end), [content]))
     for number, call in enumerate(calls.calls if calls else ()):
         items.append(head.call(number, call))
-    return head.ended(items, output.end, answer.usage)
+    return head.ended(items, output.end, answer.usage, answer.metrics)
 
 
 class ResponseEventStream:
@@ -114,7 +114,7 @@ class ResponseEventStream:
         if not self._items and not self._is_open:
             events += self._open()
         events += self._close(_ended(end))
-        whole = self._head.ended(self._items, end, self._finished.usage)
+        whole = self._head.ended(self._items, end, self._finished.usage, self._finished.metrics)
         last = out.ResponseCompleted if whole.status == "completed" else out.ResponseIncomplete
         events.append(last(sequence_number=self._next(), response=whole))
         return events
@@ -283,7 +283,11 @@ class _Head:
         return out.FunctionCall(item_id, status, call.id, call.name, call.arguments)
 
     def ended(
-        self, output: Sequence[out.OutputItem], end: v1.OutputEnd, usage: v1.Usage
+        self,
+        output: Sequence[out.OutputItem],
+        end: v1.OutputEnd,
+        usage: v1.Usage,
+        metrics: v1.Metrics,
     ) -> out.Response:
         given, made = usage.prompt_tokens, usage.completion_tokens
         status = _ended(end)
@@ -298,6 +302,7 @@ class _Head:
                 made,
                 given + made,
                 out.InputTokensDetails(usage.shared_prompt_tokens),
+                hurried=replies.told_hurried((metrics,)),
             ),
         )
 

@@ -166,6 +166,54 @@ def test_the_surest_are_filled_first_in_haste() -> None:
     assert firsts[0] < firsts[1] < firsts[2]
 
 
+def test_places_that_claim_one_token_are_not_filled_in_one_hasty_step() -> None:
+    engine, clock = timed_engine()
+
+    def step(rows: Rows[Sequence]) -> None:
+        for row in rows:
+            row.haste = Haste(0.0, 0)
+
+    engine.before_step = step
+    add(engine, clock, 1)
+    (output,) = finished(run_all(engine)[1]).outputs
+    by_step: dict[int, list[int]] = {}
+    for number, token in zip(output.tokens.steps, output.tokens.ids, strict=True):
+        by_step.setdefault(number, []).append(token)
+    assert 2 < len(by_step) < 20
+    assert all(len(set(ids)) == len(ids) for ids in by_step.values())
+
+
+def test_under_overload_too_who_did_not_ask_keeps_its_tokens() -> None:
+    engine, clock = timed_engine(max_running_rows=4)
+    alone = {}
+    for key, strategy in enumerate(HURRIED, start=1):
+        add(engine, clock, key, None, strategy)
+        alone[key] = run_all(engine)[key]
+    for key, strategy in enumerate(HURRIED, start=1):
+        for more in range(3):
+            add(engine, clock, 100 * (more + 1) + key, 5 + 9 * more, strategy)
+        add(engine, clock, key, None, strategy)
+    together = run_all(engine)
+    for key, events in alone.items():
+        assert told(together[key]) == told(events)
+        assert not finished(together[key]).outputs[0].hurried
+    assert engine.statistics.budgets_missed > 0
+    assert engine.statistics.requests_hurried > len(HURRIED)
+
+
+def test_who_is_expected_to_come_makes_more_haste() -> None:
+    engine, clock = timed_engine()
+    passes = []
+    for is_busy in (False, True):
+        if is_busy:
+            for key in range(100, 160):
+                add(engine, clock, key, 60, num_new=1)
+            run_all(engine)
+        add(engine, clock, 1, 60)
+        passes.append(finished(run_all(engine)[1]).outputs[0].forward_passes)
+    assert passes[0] == 40 > passes[1]
+
+
 def test_more_company_means_more_haste_and_all_are_in_time() -> None:
     engine, clock = timed_engine()
     passes = []

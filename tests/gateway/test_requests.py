@@ -7,6 +7,7 @@ import logging
 import re
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import openai
@@ -72,6 +73,37 @@ def test_a_latency_budget_reaches_the_server_which_hurries(
 
     assert forward_passes(latency_budget_ms=1) == 1
     assert forward_passes(latency_budget_ms=60_000) == forward_passes() == 24
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("completions", {"prompt": "x", "max_tokens": 8}),
+        ("chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 8}),
+        ("fim/completions", {"prompt": "x", "suffix": "y", "max_tokens": 8}),
+        ("responses", {"input": "x", "max_output_tokens": 8}),
+    ],
+)
+def test_the_usage_says_who_was_hurried(
+    http: httpx.Client, path: str, asked: dict[str, Any]
+) -> None:
+    whole = {"model": "demo", "seed": 1, "ignore_eos": True, "steps": 8, **asked}
+    streamed: dict[str, Any] = {"stream": True}
+    if path != "responses":
+        streamed["stream_options"] = {"include_usage": True}
+
+    def usage(**extra: object) -> dict[str, Any]:
+        reply = http.post(f"/v1/{path}", json=whole | extra)
+        assert reply.status_code == 200, reply.text
+        found: dict[str, Any] = reply.json()["usage"]
+        return found
+
+    assert usage(latency_budget_ms=1)["hurried"] is True
+    assert "hurried" not in usage()
+    assert "hurried" not in usage(latency_budget_ms=60_000)
+    stream = http.post(f"/v1/{path}", json=whole | streamed | {"latency_budget_ms": 1})
+    assert '"hurried":true' in stream.text
+    assert '"hurried"' not in http.post(f"/v1/{path}", json=whole | streamed).text
 
 
 def test_a_priority_reaches_the_server_which_decides(client: openai.OpenAI) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -35,7 +36,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def queueing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     path: Path = tmp_path_factory.mktemp("keys") / "keys.json"
     entries = [
-        keys.KeyEntry("plain", (keys.digest(PLAIN),)),
+        keys.KeyEntry("plain", (keys.digest(PLAIN),), ("generate", "inspect")),
         keys.KeyEntry("hurried", (keys.digest(HURRIED),), latency_budget_s=0.0001),
     ]
     keys.save(path, entries)
@@ -71,6 +72,19 @@ def test_a_hurried_answer_says_so_and_its_neighbour_stays_as_it_was(
     again.sampling.CopyFrom(hurried.resolved.sampling)
     again.diffusion.CopyFrom(hurried.resolved.diffusion)
     assert ids(ask(generate(again), metadata=plain)) == ids(alone), "resolved: without a budget"
+
+
+def test_the_statistics_count_what_became_of_budgets(queueing: RunningServer) -> None:
+    def counts() -> tuple[int, int, int]:
+        told = queueing.model.GetServerInfo(
+            v1.GetServerInfoRequest(), metadata=bearer(PLAIN)
+        ).statistics
+        return told.requests_hurried, told.budgets_met, told.budgets_missed
+
+    ask, before = queueing.generation.Generate, counts()
+    for seconds in (60, 1e-6):
+        ask(with_budget(scheduled(max_new_tokens=24), seconds), metadata=bearer(PLAIN))
+    assert tuple(np.subtract(counts(), before)) == (1, 1, 1)
 
 
 def test_a_stream_ends_with_hurried(queueing: RunningServer) -> None:

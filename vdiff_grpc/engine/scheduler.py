@@ -39,8 +39,8 @@ class Scheduler:
         # Rows that wait for a running one to read what they begin with, or to choose the lengths
         # of their holes; others pass.
         self._following: list[Sequence] = []
-        target = min(target_step_tokens or max_step_tokens, max_step_tokens)
-        self._turns = Turns(target, max_step_tokens)
+        self._target = min(target_step_tokens or max_step_tokens, max_step_tokens)
+        self._turns = Turns(self._target, max_step_tokens)
         self._step = 0
 
     @property
@@ -51,6 +51,11 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self.waiting) + len(self._following)
+
+    def places(self, rows: list[Sequence]) -> int:
+        """How many of these a step has room for."""
+        size = max(row.num_step_tokens for row in rows)
+        return max(1, min(self.max_running_rows, self._target // size))
 
     def add(self, sequences: list[Sequence], now_ns: int) -> None:
         """Puts a request's rows in the queue. Raises QueueFullError when they do not fit."""

@@ -189,6 +189,9 @@ def statistics(counters: types.Statistics, num_refused: int) -> v1.Statistics:
         shared_prompt_tokens=counters.shared_prompt_tokens,
         computed_tokens=counters.computed_tokens,
         cache_tokens=counters.cache_tokens,
+        requests_hurried=counters.requests_hurried,
+        budgets_met=counters.budgets_met,
+        budgets_missed=counters.budgets_missed,
     )
 
 
