@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from vdiff_grpc import v1
 from vdiff_grpc.tracing import Tracer
 
-from . import apis, replies, sse
+from . import apis, model_replies, sse
 from .apis import Api, ReplyStream
 from .convert import Job
 from .errors import ApiError, ClientGoneError, from_rpc, internal, unknown_url
@@ -248,7 +248,7 @@ class InfoEndpoints:
             info, server = await self._gate.upstream.info("", rpc_metadata(request.scope))
         except grpc.aio.AioRpcError as error:
             raise self._api_error(error) from None
-        return Json(replies.models(info, server))
+        return Json(model_replies.models(info, server))
 
     async def model(self, request: Request) -> Response:
         name = request.path_params["model"]
@@ -258,7 +258,7 @@ class InfoEndpoints:
             info, server = await self._gate.upstream.info(name, rpc_metadata(request.scope))
         except grpc.aio.AioRpcError as error:
             raise self._api_error(error) from None
-        return Json(replies.model(info, server, name))
+        return Json(model_replies.model(info, server, name))
 
     async def live(self, request: Request) -> Response:
         """The event loop answers: that is all this says."""
