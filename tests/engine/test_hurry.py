@@ -201,19 +201,6 @@ def test_under_overload_too_who_did_not_ask_keeps_its_tokens() -> None:
     assert engine.statistics.requests_hurried > len(HURRIED)
 
 
-def test_who_is_expected_to_come_makes_more_haste() -> None:
-    engine, clock = timed_engine()
-    passes = []
-    for pause_ms in (10_000, 0):
-        for key in range(100, 130):  # they have come of late, or long ago
-            add(engine, clock, key, 60)
-        run_all(engine)
-        clock.now_ns += pause_ms * MS
-        add(engine, clock, 1, 70)
-        passes.append(finished(run_all(engine)[1]).outputs[0].forward_passes)
-    assert passes[0] > passes[1]
-
-
 def test_more_company_means_more_haste_and_all_are_in_time() -> None:
     engine, clock = timed_engine()
     passes = []
