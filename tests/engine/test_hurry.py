@@ -201,19 +201,6 @@ def test_under_overload_too_who_did_not_ask_keeps_its_tokens() -> None:
     assert engine.statistics.requests_hurried > len(HURRIED)
 
 
-def test_who_is_expected_to_come_makes_more_haste() -> None:
-    engine, clock = timed_engine()
-    passes = []
-    for is_busy in (False, True):
-        if is_busy:
-            for key in range(100, 160):
-                add(engine, clock, key, 60, num_new=1)
-            run_all(engine)
-        add(engine, clock, 1, 60)
-        passes.append(finished(run_all(engine)[1]).outputs[0].forward_passes)
-    assert passes[0] == 40 > passes[1]
-
-
 def test_more_company_means_more_haste_and_all_are_in_time() -> None:
     engine, clock = timed_engine()
     passes = []
