@@ -116,7 +116,7 @@ def test_a_hostile_regex_ends_in_time(engine: Engine, monkeypatch: pytest.Monkey
 
 def test_an_automaton_is_the_same_in_every_process() -> None:
     constraint = JsonSchemaConstraint('{"properties":{"a":{"type":"string"},"b":{"enum":[1,12]}}}')
-    one, other = (compiler._byte_automaton(compiler.regex_of(constraint)) for _ in range(2))
+    one, other = (compiler.byte_automaton(compiler.regex_of(constraint)) for _ in range(2))
     assert np.array_equal(one[0], other[0])
     assert np.array_equal(one[1], other[1])
 

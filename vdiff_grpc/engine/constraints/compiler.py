@@ -22,13 +22,14 @@ from vdiff_grpc.engine.constraints.kinds import (
     ConstraintError,
     JsonSchemaConstraint,
     RegexConstraint,
+    TooLargeError,
 )
 from vdiff_grpc.engine.constraints.literals import literal
-from vdiff_grpc.engine.constraints.schema import schema_regex
+from vdiff_grpc.engine.constraints.schema import NESTED, schema_regex
 
-MAX_CHARS = 32768  # of a regex, a schema, or all options of a choice
+MAX_CHARS = 32768  # of a regex, or all options of a choice
+MAX_SCHEMA_CHARS = 1 << 18
 MAX_OPTIONS = 1024
-MAX_REGEX_CHARS = 1 << 20  # that a schema becomes
 BUILD_S = 10.0
 CACHE_BYTES = 256 << 20
 
@@ -51,22 +52,44 @@ class Compiler:
             if found := self._kept.get(constraint):
                 self._kept.move_to_end(constraint)
                 return found
-        pattern = regex_of(constraint)
-        with self._lock:
-            if self._vocabulary is None:
-                self._vocabulary = self._make()
-        table, accepting = _byte_automaton(pattern)
-        automaton = token_automaton(table, accepting, self._vocabulary)
+        table, accepting = text_automaton(constraint)
+        automaton = token_automaton(table, accepting, self.vocabulary())
         with self._lock:
             if constraint not in self._kept:
                 self._kept[constraint] = automaton
-                self._num_bytes += automaton.num_bytes
+                self._num_bytes += _num_bytes(constraint, automaton)
             while self._num_bytes > self._max_bytes and len(self._kept) > 1:
-                self._num_bytes -= self._kept.popitem(last=False)[1].num_bytes
+                self._num_bytes -= _num_bytes(*self._kept.popitem(last=False))
         return automaton
 
+    def vocabulary(self) -> Vocabulary:
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = self._make()
+            return self._vocabulary
 
-def regex_of(constraint: Constraint) -> str:
+
+def text_automaton(constraint: Constraint) -> tuple[np.ndarray, np.ndarray]:
+    """Over bytes. Raises ConstraintError.
+
+    Where a schema refers to itself it is nested less deeply if it would be too large; never because
+    it takes too long, so that every machine builds the same.
+    """
+    is_schema = isinstance(constraint, JsonSchemaConstraint)
+    tried, error = "", TooLargeError("", "it is too large")
+    for nested in NESTED if is_schema else NESTED[:1]:
+        try:
+            pattern = regex_of(constraint, nested)
+            if pattern == tried:
+                break
+            tried = pattern
+            return byte_automaton(pattern)
+        except TooLargeError as found:
+            error = found
+    raise error
+
+
+def regex_of(constraint: Constraint, nested: int = NESTED[0]) -> str:
     """The regex that whole answers match. Raises ConstraintError."""
     match constraint:
         case RegexConstraint(pattern):
@@ -86,16 +109,21 @@ def regex_of(constraint: Constraint) -> str:
                     raise ConstraintError(f"options[{index}]", f"option {index} {what}")
             return "|".join(map(literal, options))
         case JsonSchemaConstraint(schema):
-            _check_length(schema, "json_schema")
-            pattern = schema_regex(schema)
-            if len(pattern) > MAX_REGEX_CHARS:
-                raise ConstraintError("", "the schema is too large")
-            return pattern
+            _check_length(schema, "json_schema", MAX_SCHEMA_CHARS)
+            return schema_regex(schema, nested)
 
 
-def _check_length(text: str, name: str) -> None:
-    if len(text) > MAX_CHARS:
-        raise ConstraintError("", f"{name} has {len(text)} characters; the limit is {MAX_CHARS}")
+def _num_bytes(constraint: Constraint, automaton: TokenAutomaton) -> int:
+    match constraint:
+        case RegexConstraint(text) | JsonSchemaConstraint(text):
+            return automaton.num_bytes + 4 * len(text)
+        case ChoiceConstraint(options):
+            return automaton.num_bytes + 4 * sum(map(len, options))
+
+
+def _check_length(text: str, name: str, limit: int = MAX_CHARS) -> None:
+    if len(text) > limit:
+        raise ConstraintError("", f"{name} has {len(text)} characters; the limit is {limit}")
 
 
 def _unanchored(pattern: str) -> str:
@@ -107,7 +135,7 @@ def _unanchored(pattern: str) -> str:
     return pattern
 
 
-def _byte_automaton(pattern: str) -> tuple[np.ndarray, np.ndarray]:
+def byte_automaton(pattern: str) -> tuple[np.ndarray, np.ndarray]:
     """In a process that may take so much and no more. Raises ConstraintError."""
     command = [sys.executable, "-m", regex_process.__name__]
     try:
@@ -119,7 +147,7 @@ def _byte_automaton(pattern: str) -> tuple[np.ndarray, np.ndarray]:
     if done.returncode == regex_process.REFUSED:
         raise ConstraintError("", _first_line(done.stdout.decode("utf-8", "replace")))
     if done.returncode == regex_process.TOO_LARGE:
-        raise ConstraintError("", f"it needs more than {regex_process.MAX_STATES} states")
+        raise TooLargeError("", f"it needs more than {regex_process.MAX_STATES} states")
     if done.returncode:
         raise ConstraintError("", "it takes too much time or memory to build")
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:

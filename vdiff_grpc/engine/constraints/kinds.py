@@ -36,3 +36,11 @@ class ConstraintError(Exception):
         super().__init__(why)
         self.path = path
         self.why = why
+
+
+class NoValueError(ConstraintError):
+    """No value satisfies a schema: fatal only where one must stand."""
+
+
+class TooLargeError(ConstraintError):
+    """A limit that does not depend on the machine's speed is passed."""
