@@ -77,7 +77,7 @@ def main() -> None:
         fixed = np.full(BLOCK, -1, dtype=np.int32)
 
         def step() -> None:
-            path = best_path(automaton, 0, ends, fixed, classes.best(scores))  # noqa: B023
+            path, _ = best_path(automaton, 0, ends, fixed, classes.best(scores))  # noqa: B023
             classes.tokens(scores, path)  # noqa: B023
 
         cost = median_ms(step, repeats)

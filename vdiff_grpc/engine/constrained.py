@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vdiff_grpc.engine.columns import Ints, Status
+from vdiff_grpc.engine.columns import Bools, Ints, Status
 from vdiff_grpc.engine.constraints.automaton import HoleConstraint, TokenAutomaton
 from vdiff_grpc.engine.decoding.best_path import best_path
 from vdiff_grpc.engine.packing import PackedStep
@@ -33,13 +33,19 @@ class Constrainer:
         self._kept: OrderedDict[bytes, Classes] = OrderedDict()
         self._num_bytes = 0
 
-    def draw_(self, packed: PackedStep, scores: Callable[[Ints], Tensor], tokens: Tensor) -> None:
+    def draw_(
+        self, packed: PackedStep, scores: Callable[[Ints], Tensor], tokens: Tensor
+    ) -> Tensor | None:
         """In place of the tokens drawn, those of the best paths, where a row is constrained.
+
+        Returns [num_candidates] where nothing else may stand, and what is filled stays; None:
+        nowhere.
 
         scores: [n, vocab_size] float32 of some candidates of one row, the best of which a draw
         would take. tokens: [num_candidates or more] drawn.
         """
         bounds = packed.bounds().tolist()
+        forced = np.zeros(packed.num_candidates, dtype=np.bool_)
         for number, row in enumerate(packed.sequences):
             for constraint in row.request.constraints:
                 begin, end = _of_block(row, constraint)
@@ -55,8 +61,11 @@ class Constrainer:
                 if not len(lines):
                     continue
                 seen = np.searchsorted(positions, packed.positions[lines])
-                drawn = self._path(row, constraint, begin, end, scores(lines), seen)
+                drawn, alone = self._path(row, constraint, begin, end, scores(lines), seen)
                 tokens[torch.from_numpy(lines).to(tokens.device)] = drawn
+                if not row.params.strategy.REVOCABLE:
+                    forced[lines] = alone
+        return torch.from_numpy(forced).to(tokens.device) if forced.any() else None
 
     def _path(
         self,
@@ -66,8 +75,9 @@ class Constrainer:
         end: int,
         scores: Tensor,
         seen: Ints,
-    ) -> Tensor:
-        """[n] the tokens of the best path at those generated positions that were looked at.
+    ) -> tuple[Tensor, Bools]:
+        """[n] the tokens of the best path at those generated positions that were looked at, and
+        whether nothing else may stand there.
 
         begin, end: of the generated positions of the block that are the constraint's. seen: [n]
         which of them the scores are of; other masks are open, too, but nothing is known of them.
@@ -83,8 +93,10 @@ class Constrainer:
         fixed[filled] = automaton.classes[row.ids[row.generated[begin:end]][filled]]
         by_class = np.zeros((end - begin, automaton.table.shape[1]), dtype=np.float32)
         by_class[seen] = classes.best(scores)
-        path = best_path(automaton, state, constraint.fits[hole_end - end], fixed, by_class)
-        return classes.tokens(scores, path[seen])
+        ends = constraint.fits[hole_end - end]
+        path, forced = best_path(automaton, state, ends, fixed, by_class)
+        chosen = path[seen]
+        return classes.tokens(scores, chosen), forced[seen] & (classes.sizes[chosen] == 1)
 
     def _classes(self, automaton: TokenAutomaton) -> Classes:
         found = self._kept.get(automaton.digest)
@@ -112,15 +124,15 @@ def _of_block(row: Sequence, constraint: HoleConstraint) -> tuple[int, int]:
 
 
 class Classes:
-    """The tokens of each class, on the device of the scores."""
+    """The tokens of each class, on the device of the scores. sizes: how many they are."""
 
     def __init__(self, automaton: TokenAutomaton, device: torch.device) -> None:
         self._count = automaton.table.shape[1]
         kinds = automaton.classes
         order = np.argsort(kinds, kind="stable")
         self._order = order[np.searchsorted(kinds[order], 1) :]  # class 0 leads nowhere
-        counts = np.bincount(kinds, minlength=self._count)[1:]
-        self._bounds = np.append(0, np.cumsum(counts))
+        self.sizes = np.bincount(kinds, minlength=self._count)
+        self._bounds = np.append(0, np.cumsum(self.sizes[1:]))
         self._kinds = None
         if device.type != "cpu":
             self._kinds = torch.from_numpy(kinds.astype(np.int64)).to(device)
