@@ -5,7 +5,6 @@ All schemas here are in the spelling of dialects.normal; `follow` leads from a $
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from vdiff_grpc.engine.constraints.dialects import (
 )
 from vdiff_grpc.engine.constraints.json_values import equal, is_a, overlap
 from vdiff_grpc.engine.constraints.kinds import ConstraintError, NoValueError
+from vdiff_grpc.engine.constraints.matching import is_found
 
 _LEAST = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _MOST = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
@@ -110,11 +110,8 @@ def property_of(schema: Schema, name: str, path: str) -> Any:
     """What an object's schema asks of a property, whether it names it or not."""
     asked = [schema["properties"][name]] if name in schema.get("properties", {}) else []
     for pattern, sub in schema.get("patternProperties", {}).items():
-        try:
-            if re.search(pattern, name):
-                asked.append(sub)
-        except re.error as error:
-            raise ConstraintError(path, f"pattern cannot be read: {error}") from error
+        if is_found(pattern, name, path):
+            asked.append(sub)
     if not asked:
         return schema.get("additionalProperties", True)
     whole = asked[0]

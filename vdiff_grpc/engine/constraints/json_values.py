@@ -40,9 +40,9 @@ def holds(value: Any, keyword: str, said: Any) -> bool | None:
         case "exclusiveMaximum":
             return bool(value < said)
         case "minLength" | "minItems" | "minProperties":
-            return len(value) >= said
+            return bool(len(value) >= said)
         case "maxLength" | "maxItems" | "maxProperties":
-            return len(value) <= said
+            return bool(len(value) <= said)
         case "required":
             return all(name in value for name in said)
     return None

@@ -60,15 +60,15 @@ def pattern_regex(pattern: Any, path: str, low: int = 0, high: int | None = None
         raise ConstraintError(path, "pattern must be a string")
     if re.search(r"\{,[0-9]*\}", pattern):
         raise ConstraintError(path, "pattern: {,n} has more than one meaning")
-    parsed = _parsed(pattern, path)
-    found = [_joined(_sized(_pieces(b, path), low, high, path)) for b in _alternatives(parsed)]
+    items = parsed(pattern, path)
+    found = [_joined(_sized(_pieces(b, path), low, high, path)) for b in alternatives(items)]
     written = [part for part in found if part is not None]
     if not written:
         raise NoValueError(path, "no string of this length matches the pattern")
     return f"(?:{'|'.join(written)})"
 
 
-def _parsed(pattern: str, path: str) -> list[Any]:
+def parsed(pattern: str, path: str) -> list[Any]:
     try:
         with _QUIET, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what later versions of Python may mean
@@ -77,12 +77,12 @@ def _parsed(pattern: str, path: str) -> list[Any]:
         raise ConstraintError(path, f"pattern cannot be read: {error}") from error
 
 
-def _alternatives(items: list[Any]) -> list[list[Any]]:
+def alternatives(items: list[Any]) -> list[list[Any]]:
     """Of the whole pattern, also where they stand in a group around it."""
     while len(items) == 1 and items[0][0] is sre.SUBPATTERN and not any(items[0][1][1:3]):
         items = list(items[0][1][3])
     if len(items) == 1 and items[0][0] is sre.BRANCH:
-        return [found for branch in items[0][1][1] for found in _alternatives(list(branch))]
+        return [found for branch in items[0][1][1] for found in alternatives(list(branch))]
     return [items]
 
 

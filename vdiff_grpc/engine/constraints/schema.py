@@ -37,7 +37,7 @@ ANY_DEPTH = 1  # arrays and objects inside a value of which nothing is said
 NESTED = (2, 1, 0)  # how often a reference may lead back to itself: the first that can be built
 MAX_DEPTH = 64
 MAX_BRANCHES = 256
-MAX_CHARS = 1 << 20
+MAX_CHARS = 1 << 18  # of a regex; more never had few enough states
 MAX_WORK = 40000  # schemas looked at, however often each; about a second
 
 
@@ -80,7 +80,7 @@ class _Writer:
         else:
             written = self._alone(schema, path, depth)
         self._num_chars += len(written)
-        if self._num_chars > 16 * MAX_CHARS or len(written) > MAX_CHARS:
+        if self._num_chars > 64 * MAX_CHARS or len(written) > MAX_CHARS:
             raise TooLargeError(path, "the schema is too large")
         return written
 
@@ -251,7 +251,7 @@ class _Writer:
             case "integer" | "number":
                 return number_regex(name, schema, path)
             case "boolean" | "null":
-                values = {"boolean": [True, False], "null": [None]}[name]
+                values: list[Any] = [True, False] if name == "boolean" else [None]
                 left = [dumped(v) for v in values if v not in excluded]
                 if not left:
                     raise NoValueError(path, "no value is allowed")
