@@ -142,7 +142,7 @@ class Classes:
         """[n, num_classes] the highest score of each class, on the host."""
         found = np.full((len(scores), self._count), _LEAST, dtype=np.float32)
         if self._kinds is None:
-            taken = scores.numpy()[:, self._order]
+            taken = scores.numpy().take(self._order, axis=1)  # [:, order] takes five times as long
             found[:, 1:] = np.maximum.reduceat(taken, self._bounds[:-1], axis=1)
         else:
             kinds = self._kinds.expand(len(scores), -1)
@@ -157,7 +157,7 @@ class Classes:
             table, found = scores.numpy(), np.empty(len(chosen), dtype=np.int64)
             for line, kind in enumerate(chosen.tolist()):
                 members = self._order[self._bounds[kind - 1] : self._bounds[kind]]
-                found[line] = members[table[line, members].argmax()]
+                found[line] = members[table[line].take(members).argmax()]
             return torch.from_numpy(found)
         others = self._kinds != torch.from_numpy(chosen).to(scores.device).unsqueeze(1)
         scores = scores[:, : others.shape[1]].nan_to_num(_LEAST, neginf=_LEAST)

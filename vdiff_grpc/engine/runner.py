@@ -72,7 +72,7 @@ class Runner:
         self.fill = fill or Fill()
         self.noise: Noise = noise or CounterNoise()
         self.auxiliary = auxiliary
-        self._constrainer = Constrainer(model.device)
+        self.constrainer = Constrainer(model.device)
         self._filler_id = info.mask_token_id or 0
         self._vocab_size = info.vocab_size
         self._banned_ids = self._to_device(np.array(sorted(banned_ids), dtype=np.int64))
@@ -191,7 +191,7 @@ class Runner:
             log_sums = normaliser(logits, banned)
         tokens, forced = draw(logits, self._sampling(packed), self.noise), None
         if any(s.request.constraints for s in packed.sequences):
-            forced = self._constrainer.draw_(
+            forced = self.constrainer.draw_(
                 packed, lambda lines: self._scores(packed, logits, lines), tokens
             )
         likelihood = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
