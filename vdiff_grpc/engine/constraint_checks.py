@@ -51,9 +51,10 @@ def compiler_for(info: ModelInfo, tokenizer: Tokenizer | None) -> Compiler:
     return Compiler(vocabulary)
 
 
-def is_constrained(request: Request) -> bool:
-    """Whether validation may have something to build."""
-    return bool(wanted(request, Violations()))
+def must_build(request: Request, compiler: Compiler) -> bool:
+    """Whether validation has a constraint to build."""
+    asked = wanted(request, Violations()).values()
+    return not all(compiler.has(constraint) for _, constraint in asked)
 
 
 def wanted(request: Request, bad: Violations) -> dict[int, tuple[str, Constraint]]:

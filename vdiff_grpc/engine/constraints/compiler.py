@@ -62,6 +62,11 @@ class Compiler:
                 self._num_bytes -= _num_bytes(*self._kept.popitem(last=False))
         return automaton
 
+    def has(self, constraint: Constraint) -> bool:
+        """Whether it is built already."""
+        with self._lock:
+            return constraint in self._kept
+
     def vocabulary(self) -> Vocabulary:
         with self._lock:
             if self._vocabulary is None:
@@ -86,6 +91,8 @@ def text_automaton(constraint: Constraint) -> tuple[np.ndarray, np.ndarray]:
             return byte_automaton(pattern)
         except TooLargeError as found:
             error = found
+            if not error.nests:
+                break
     raise error
 
 
@@ -137,10 +144,14 @@ def _unanchored(pattern: str) -> str:
 
 def byte_automaton(pattern: str) -> tuple[np.ndarray, np.ndarray]:
     """In a process that may take so much and no more. Raises ConstraintError."""
+    try:
+        asked = pattern.encode()
+    except UnicodeEncodeError as error:
+        raise ConstraintError("", "half a character (a surrogate) is no text") from error
     command = [sys.executable, "-m", regex_process.__name__]
     try:
         done = subprocess.run(
-            command, input=pattern.encode(), capture_output=True, timeout=BUILD_S, check=False
+            command, input=asked, capture_output=True, timeout=BUILD_S, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise ConstraintError("", f"it takes more than {BUILD_S:g} s to build") from error

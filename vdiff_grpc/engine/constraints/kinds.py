@@ -43,4 +43,9 @@ class NoValueError(ConstraintError):
 
 
 class TooLargeError(ConstraintError):
-    """A limit that does not depend on the machine's speed is passed."""
+    """A limit that does not depend on the machine's speed is passed.
+
+    nests: less might do, of a schema that refers to itself.
+    """
+
+    nests = True

@@ -6,6 +6,7 @@ import re
 
 _SPECIAL = re.compile(r"([\\.+*?()|\[\]{}^$#&\-~])")
 
+MAX_CHARS = 1 << 18  # of a schema's regex; longer ones had too many states
 PLAIN = r'[^"\\\x00-\x1f\x7f]'  # a character that JSON needs not escape
 CHARACTER = rf'(?:{PLAIN}|\\["\\/bfnrt])'
 

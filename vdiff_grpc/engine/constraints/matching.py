@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import re._constants as sre  # type: ignore[import-not-found]
+from contextvars import ContextVar
 from typing import Any
 
-from vdiff_grpc.engine.constraints.kinds import ConstraintError
+from vdiff_grpc.engine.constraints.kinds import ConstraintError, TooLargeError
 from vdiff_grpc.engine.constraints.patterns import alternatives, parsed
 
 _BLANK = r"[\s\ufeff\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
@@ -21,7 +22,21 @@ _CATEGORIES = {
     sre.CATEGORY_SPACE: (_BLANK, True),
     sre.CATEGORY_NOT_SPACE: (_BLANK, False),
 }
+MOST_LOOKS = 200000  # at characters, for one schema; a fraction of a second
+
+_left: ContextVar[int] = ContextVar("_left", default=MOST_LOOKS)
 _Known = dict[tuple[int, int], frozenset[int]]
+
+
+def begin() -> None:
+    """A schema of this thread begins."""
+    _left.set(MOST_LOOKS)
+
+
+def _look(count: int, path: str) -> None:
+    _left.set(_left.get() - count)
+    if _left.get() < 0:
+        raise TooLargeError(path, "patterns and names ask for too much work")
 
 
 def is_found(pattern: str, text: str, path: str) -> bool:
@@ -43,6 +58,7 @@ def _ends(items: Any, text: str, begin: int, known: _Known, path: str) -> frozen
     """Where matches of the items that begin there end."""
     ends = frozenset((begin,))
     for item in items:
+        _look(len(ends), path)
         for start in ends:
             if (id(item), start) not in known:
                 known[id(item), start] = _ends_of(item, text, start, known, path)
@@ -60,6 +76,7 @@ def _ends_of(item: Any, text: str, begin: int, known: _Known, path: str) -> froz
         low, high, inner = value
         newest, found = frozenset((begin,)), frozenset((begin,) if low == 0 else ())
         for count in range(1, min(high, low + len(text) + 1) + 1):
+            _look(len(newest), path)
             newest = frozenset(e for s in newest for e in _ends(inner, text, s, known, path))
             if count >= low:
                 newest -= found

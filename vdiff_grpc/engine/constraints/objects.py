@@ -18,8 +18,8 @@ from vdiff_grpc.engine.constraints.json_text import (
     sequence,
 )
 from vdiff_grpc.engine.constraints.json_values import equal, holds
-from vdiff_grpc.engine.constraints.kinds import ConstraintError, NoValueError
-from vdiff_grpc.engine.constraints.literals import literal
+from vdiff_grpc.engine.constraints.kinds import ConstraintError, NoValueError, TooLargeError
+from vdiff_grpc.engine.constraints.literals import MAX_CHARS, literal
 from vdiff_grpc.engine.constraints.patterns import pattern_regex
 
 Inner = Callable[[Any, str], str]
@@ -37,6 +37,7 @@ def object_regex(schema: Schema, path: str, inner: Inner) -> str:
     if not allowed and not required:
         return _open_object(schema, path, inner)
     pairs: list[tuple[str, bool]] = []
+    num_chars = 0
     for name in names:
         is_declared = name in declared
         where = (
@@ -51,6 +52,9 @@ def object_regex(schema: Schema, path: str, inner: Inner) -> str:
                 raise
             continue
         pairs.append((literal(dumped(name)) + COLON + value, name in required))
+        num_chars += len(value)
+        if num_chars > MAX_CHARS:
+            raise TooLargeError(path, "the schema is too large")
     return r"\{" + _counted(pairs, schema, path) + r"\}"
 
 

@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
 
+from vdiff_grpc.engine.constraints import matching
 from vdiff_grpc.engine.constraints.arrays import array_regex
 from vdiff_grpc.engine.constraints.combining import Logic, merged
 from vdiff_grpc.engine.constraints.dialects import (
@@ -28,7 +29,7 @@ from vdiff_grpc.engine.constraints.dialects import (
 from vdiff_grpc.engine.constraints.json_text import anything, dumped, one_of
 from vdiff_grpc.engine.constraints.json_values import equal, holds, is_a
 from vdiff_grpc.engine.constraints.kinds import ConstraintError, NoValueError, TooLargeError
-from vdiff_grpc.engine.constraints.literals import literal
+from vdiff_grpc.engine.constraints.literals import MAX_CHARS, literal
 from vdiff_grpc.engine.constraints.numbers import number_regex
 from vdiff_grpc.engine.constraints.objects import object_regex
 from vdiff_grpc.engine.constraints.strings import string_regex
@@ -37,19 +38,23 @@ ANY_DEPTH = 1  # arrays and objects inside a value of which nothing is said
 NESTED = (2, 1, 0)  # how often a reference may lead back to itself: the first that can be built
 MAX_DEPTH = 64
 MAX_BRANCHES = 256
-MAX_CHARS = 1 << 18  # of a regex; more never had few enough states
 MAX_WORK = 40000  # schemas looked at, however often each; about a second
 
 
 def schema_regex(text: str, nested: int = NESTED[0]) -> str:
     """The regex for a schema given as JSON. Raises ConstraintError with the keyword's path."""
+    matching.begin()
     try:
         root = json.loads(text, parse_constant=_refuse_constant)
-        return _Writer(root, nested).value(root, "", 0)
+        writer = _Writer(root, nested)
+        return writer.value(root, "", 0)
+    except TooLargeError as error:
+        error.nests = writer.num_loops > 0
+        raise
     except RecursionError as error:
         raise ConstraintError("", "the schema is nested too deeply") from error
-    except ValueError as error:
-        raise ConstraintError("", f"the schema is no JSON: {error}") from error
+    except (ValueError, OverflowError) as error:
+        raise ConstraintError("", f"the schema cannot be read: {error}") from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -64,7 +69,7 @@ class _Writer:
         self._nested = nested
         self._open: list[str] = []  # references that are being written
         self._written: dict[str, str] = {}
-        self._work = self._num_chars = self._num_loops = 0
+        self._work = self._num_chars = self.num_loops = 0
         self._has_bases = _has_bases(root)
         self._logic = Logic(self._resolved, self._spend)
 
@@ -160,9 +165,9 @@ class _Writer:
 
     def _reference(self, target: Any, rest: Schema, path: str, depth: int) -> str:
         found = self._resolved(target, path)
-        loops = self._num_loops
+        loops = self.num_loops
         if target in self._open:
-            self._num_loops += 1
+            self.num_loops += 1
             if len(self._open) - len(set(self._open)) >= self._nested:
                 why = f"the schema refers to itself without an end ({target})"
                 raise NoValueError(path, why)
@@ -174,7 +179,7 @@ class _Writer:
             written = self.value(merged(rest, found, path), path, depth)
         finally:
             self._open.pop()
-        if alone and loops == self._num_loops:  # else it depends on what is open
+        if alone and loops == self.num_loops:  # else it depends on what is open
             self._written[target] = written
         return written
 
