@@ -31,6 +31,7 @@ MAX_CHARS = 32768  # of a regex, or all options of a choice
 MAX_SCHEMA_CHARS = 1 << 18
 MAX_OPTIONS = 1024
 BUILD_S = 10.0
+_ANCHORS = "anchors and look-around cannot be used: the whole answer must match"
 CACHE_BYTES = 256 << 20
 
 
@@ -103,7 +104,10 @@ def regex_of(constraint: Constraint, nested: int = NESTED[0]) -> str:
             _check_length(pattern, "regex")
             if "\0" in pattern:
                 raise ConstraintError("", "regex contains a NUL, which is never generated")
-            return _unanchored(pattern)
+            whole = _unanchored(pattern)
+            if _has_anchor(whole):
+                raise ConstraintError("", _ANCHORS)
+            return whole
         case ChoiceConstraint(options):
             if not 1 <= len(options) <= MAX_OPTIONS:
                 raise ConstraintError(
@@ -142,6 +146,27 @@ def _unanchored(pattern: str) -> str:
     return pattern
 
 
+def _has_anchor(pattern: str) -> bool:
+    """Whether one stands outside classes of characters: inside our own frame it would never match."""
+    depth, at = 0, 0
+    while at < len(pattern):
+        char = pattern[at]
+        if char == "\\":
+            if not depth and pattern[at + 1 : at + 2] in ("b", "B", "A", "z", "<", ">"):
+                return True
+            at += 1
+        elif char == "[":
+            depth += 1
+            at += pattern[at + 1 : at + 2] == "^"
+            at += pattern[at + 1 : at + 2] == "]"  # as itself
+        elif char == "]" and depth:
+            depth -= 1
+        elif char in "^$" and not depth:
+            return True
+        at += 1
+    return False
+
+
 def byte_automaton(pattern: str) -> tuple[np.ndarray, np.ndarray]:
     """In a process that may take so much and no more. Raises ConstraintError."""
     try:
@@ -167,5 +192,5 @@ def byte_automaton(pattern: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _first_line(text: str) -> str:
     if "universal start state" in text or "no transitions" in text:
-        return "anchors and look-around cannot be used: the whole answer must match"
+        return _ANCHORS
     return "cannot be built: " + (text.splitlines() or [""])[0].removeprefix("Failed to build DFA ")

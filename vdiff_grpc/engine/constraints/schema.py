@@ -53,8 +53,10 @@ def schema_regex(text: str, nested: int = NESTED[0]) -> str:
         raise
     except RecursionError as error:
         raise ConstraintError("", "the schema is nested too deeply") from error
-    except (ValueError, OverflowError) as error:
-        raise ConstraintError("", f"the schema cannot be read: {error}") from error
+    except ValueError as error:
+        raise ConstraintError("", f"the schema is no JSON: {error}") from error
+    except OverflowError as error:
+        raise ConstraintError("", f"a number of the schema is too large: {error}") from error
 
 
 def _refuse_constant(name: str) -> None:
