@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -15,12 +16,15 @@ import pytest
 from tests.engine.spelled import spelled_checkpoint
 from tests.engine.tools import GOLDEN, LogitsRecorder, add, finished, run_all, tiny_engine
 from vdiff_grpc.engine.caches.kinds import CacheKind
+from vdiff_grpc.engine.constraints.automaton import Vocabulary, token_automaton
 from vdiff_grpc.engine.constraints.kinds import (
     ChoiceConstraint,
     Constraint,
     JsonSchemaConstraint,
     RegexConstraint,
 )
+from vdiff_grpc.engine.constraints.regex_process import compile_regex
+from vdiff_grpc.engine.decoding.best_path import best_path
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Event, Finished, FinishReason, Output
 from vdiff_grpc.engine.strategies import (
@@ -210,7 +214,9 @@ def test_every_answer_is_valid(engine: Engine) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(2, 12))
 def test_thousands_of_answers_are_valid(engine: Engine, seed: int) -> None:
-    assert check_random(engine, seed=seed, count=400) > 200
+    num_answered = check_random(engine, seed=seed, count=400)
+    print(f"seed {seed}: of 400 requests {num_answered} answered and valid, the others do not fit")
+    assert num_answered > 200
 
 
 @pytest.mark.parametrize("model", ["sdar", "llada2", "dream", "causal"])
@@ -276,6 +282,52 @@ def test_the_most_likely_valid_answer_is_found(engine: Engine) -> None:
         return max(float(logits[0, a] + logits[1, b]) for a, b in pairs)
 
     assert output.text == max(words, key=likelihood)
+
+
+@pytest.mark.parametrize("strategy", [s for s in ABLE if not s.REVOCABLE and s != LeftToRight()])
+def test_where_one_token_only_may_stand_it_is_filled_for_free(
+    engine: Engine, strategy: Strategy
+) -> None:
+    """Also beside a schedule's share, of which nothing goes to them."""
+    steps = 2 if strategy.HAS_STEPS else None
+    params = RequestParams(max_new_tokens=16, block_length=8, steps=steps, strategy=strategy)
+    for pattern in ("Z{16}", "(?:[TE]Z{7}){2}"):
+        request = Request(PROMPT, params, constraint=RegexConstraint(pattern))
+        assert engine.generate(request).outputs[0].forward_passes == 2, pattern  # one a block
+
+
+def test_what_may_be_masked_again_waits_its_turn(engine: Engine) -> None:
+    for strategy in (Wino(), Remdm(eta=0.0), LeftToRight()):
+        params = RequestParams(max_new_tokens=8, strategy=strategy)
+        request = Request(PROMPT, params, constraint=RegexConstraint("Z{8}"))
+        assert engine.generate(request).outputs[0].forward_passes > 1, strategy
+
+
+@pytest.mark.parametrize("pattern", ["a(?:b|c)d|aed", "ab?c+d", "[ab]{2}cd|abcd", "(?:ab|cd)*e?"])
+def test_a_position_is_forced_where_all_paths_agree(pattern: str) -> None:
+    letters = Vocabulary({i: bytes([97 + i]) for i in range(5)}, (5,), 6)
+    automaton = token_automaton(*compile_regex(pattern), letters)
+    num_classes = automaton.table.shape[1]
+    rng = np.random.default_rng(0)
+    for length in (3, 4, 5):
+        ends = automaton.fits(0, exact=False)[0]
+        texts = []
+        for classes in itertools.product(range(1, num_classes), repeat=length):
+            state = 0
+            for kind in classes:
+                state = int(automaton.table[state, kind]) if state >= 0 else -1
+            if state >= 0 and ends[state]:
+                texts.append(classes)
+        for given in itertools.product([False, True], repeat=length):
+            if not texts:
+                continue
+            chosen = texts[rng.integers(len(texts))]
+            fixed = np.where(given, chosen, -1).astype(np.int32)
+            scores = rng.random((length, num_classes), dtype=np.float32)
+            path, forced = best_path(automaton, 0, ends, fixed, scores)
+            left = [t for t in texts if all(f < 0 or f == k for f, k in zip(fixed, t, strict=True))]
+            assert tuple(path.tolist()) in left
+            assert forced.tolist() == [len(set(kinds)) == 1 for kinds in zip(*left, strict=True)]
 
 
 def test_a_constrained_row_is_the_same_in_company(engine: Engine) -> None:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vdiff_grpc.engine.columns import Ints, Status
+from vdiff_grpc.engine.columns import Bools, Ints, Status
 from vdiff_grpc.engine.constraints.automaton import HoleConstraint, TokenAutomaton
 from vdiff_grpc.engine.decoding.best_path import best_path
 from vdiff_grpc.engine.packing import PackedStep
@@ -33,13 +33,19 @@ class Constrainer:
         self._kept: OrderedDict[bytes, Classes] = OrderedDict()
         self._num_bytes = 0
 
-    def draw_(self, packed: PackedStep, scores: Callable[[Ints], Tensor], tokens: Tensor) -> None:
+    def draw_(
+        self, packed: PackedStep, scores: Callable[[Ints], Tensor], tokens: Tensor
+    ) -> Tensor | None:
         """In place of the tokens drawn, those of the best paths, where a row is constrained.
+
+        Returns [num_candidates] where nothing else may stand, and what is filled stays; None:
+        nowhere.
 
         scores: [n, vocab_size] float32 of some candidates of one row, the best of which a draw
         would take. tokens: [num_candidates or more] drawn.
         """
         bounds = packed.bounds().tolist()
+        forced = np.zeros(packed.num_candidates, dtype=np.bool_)
         for number, row in enumerate(packed.sequences):
             mine = np.arange(bounds[number], bounds[number + 1])
             if row.search is not None:
@@ -58,8 +64,11 @@ class Constrainer:
                 if not len(lines):
                     continue
                 seen = np.searchsorted(positions, packed.positions[lines])
-                drawn = self._path(row, constraint, begin, end, scores(lines), seen)
+                drawn, alone = self._path(row, constraint, begin, end, scores(lines), seen)
                 tokens[torch.from_numpy(lines).to(tokens.device)] = drawn
+                if not row.params.strategy.REVOCABLE:
+                    forced[lines] = alone
+        return torch.from_numpy(forced).to(tokens.device) if forced.any() else None
 
     def _draw_candidates_(
         self,
@@ -79,7 +88,7 @@ class Constrainer:
             for candidate in np.unique(packed.numbers[mine]):
                 lines = mine[packed.numbers[mine] == candidate]
                 found, fixed = scores(lines), np.full(len(lines), -1, dtype=np.int32)
-                path = best_path(automaton, 0, ends, fixed, classes.best(found))
+                path, _ = best_path(automaton, 0, ends, fixed, classes.best(found))
                 drawn = classes.tokens(found, path)
                 tokens[torch.from_numpy(lines).to(tokens.device)] = drawn
 
@@ -91,8 +100,9 @@ class Constrainer:
         end: int,
         scores: Tensor,
         seen: Ints,
-    ) -> Tensor:
-        """[n] the tokens of the best path at those generated positions that were looked at.
+    ) -> tuple[Tensor, Bools]:
+        """[n] the tokens of the best path at those generated positions that were looked at, and
+        whether nothing else may stand there.
 
         begin, end: of the generated positions of the block that are the constraint's. seen: [n]
         which of them the scores are of; other masks are open, too, but nothing is known of them.
@@ -108,8 +118,10 @@ class Constrainer:
         fixed[filled] = automaton.classes[row.ids[row.generated[begin:end]][filled]]
         by_class = np.zeros((end - begin, automaton.table.shape[1]), dtype=np.float32)
         by_class[seen] = classes.best(scores)
-        path = best_path(automaton, state, constraint.fits[hole_end - end], fixed, by_class)
-        return classes.tokens(scores, path[seen])
+        ends = constraint.fits[hole_end - end]
+        path, forced = best_path(automaton, state, ends, fixed, by_class)
+        chosen = path[seen]
+        return classes.tokens(scores, chosen), forced[seen] & (classes.sizes[chosen] == 1)
 
     def _classes(self, automaton: TokenAutomaton) -> Classes:
         found = self._kept.get(automaton.digest)
@@ -137,15 +149,15 @@ def _of_block(row: Sequence, constraint: HoleConstraint) -> tuple[int, int]:
 
 
 class Classes:
-    """The tokens of each class, on the device of the scores."""
+    """The tokens of each class, on the device of the scores. sizes: how many they are."""
 
     def __init__(self, automaton: TokenAutomaton, device: torch.device) -> None:
         self._count = automaton.table.shape[1]
         kinds = automaton.classes
         order = np.argsort(kinds, kind="stable")
         self._order = order[np.searchsorted(kinds[order], 1) :]  # class 0 leads nowhere
-        counts = np.bincount(kinds, minlength=self._count)[1:]
-        self._bounds = np.append(0, np.cumsum(counts))
+        self.sizes = np.bincount(kinds, minlength=self._count)
+        self._bounds = np.append(0, np.cumsum(self.sizes[1:]))
         self._kinds = None
         if device.type != "cpu":
             self._kinds = torch.from_numpy(kinds.astype(np.int64)).to(device)
@@ -155,7 +167,7 @@ class Classes:
         """[n, num_classes] the highest score of each class, on the host."""
         found = np.full((len(scores), self._count), _LEAST, dtype=np.float32)
         if self._kinds is None:
-            taken = scores.numpy()[:, self._order]
+            taken = scores.numpy().take(self._order, axis=1)  # [:, order] takes five times as long
             found[:, 1:] = np.maximum.reduceat(taken, self._bounds[:-1], axis=1)
         else:
             kinds = self._kinds.expand(len(scores), -1)
@@ -170,7 +182,7 @@ class Classes:
             table, found = scores.numpy(), np.empty(len(chosen), dtype=np.int64)
             for line, kind in enumerate(chosen.tolist()):
                 members = self._order[self._bounds[kind - 1] : self._bounds[kind]]
-                found[line] = members[table[line, members].argmax()]
+                found[line] = members[table[line].take(members).argmax()]
             return torch.from_numpy(found)
         others = self._kinds != torch.from_numpy(chosen).to(scores.device).unsqueeze(1)
         scores = scores[:, : others.shape[1]].nan_to_num(_LEAST, neginf=_LEAST)

@@ -13,6 +13,7 @@ from vdiff_grpc.engine.constraints.kinds import (
     JsonSchemaConstraint,
     RegexConstraint,
 )
+from vdiff_grpc.engine.constraints.schema import NESTED
 from vdiff_grpc.engine.prompts import Violations
 from vdiff_grpc.engine.strategies import (
     AdaptiveParallel,
@@ -55,9 +56,10 @@ def compiler_for(info: ModelInfo, tokenizer: Tokenizer | None) -> Compiler:
     return Compiler(vocabulary)
 
 
-def is_constrained(request: Request) -> bool:
-    """Whether validation may have something to build."""
-    return bool(wanted(request, Violations()))
+def must_build(request: Request, compiler: Compiler) -> bool:
+    """Whether validation has a constraint to build."""
+    asked = wanted(request, Violations()).values()
+    return not all(compiler.has(constraint) for _, constraint in asked)
 
 
 def wanted(
@@ -132,7 +134,7 @@ def resolve_constraints(
         other = constraint.otherwise if isinstance(constraint, CallsConstraint) else None
         try:
             if other is not None:
-                regex_of(other)  # what is wrong with it is said of its own field
+                regex_of(other, NESTED[-1])  # what is wrong with it is said of its own field
                 other = None
             automaton = compiler.build(constraint)
         except ConstraintError as error:

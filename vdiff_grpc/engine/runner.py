@@ -73,7 +73,7 @@ class Runner:
         self.fill = fill or Fill()
         self.noise: Noise = noise or CounterNoise()
         self.auxiliary = auxiliary
-        self._constrainer = Constrainer(model.device)
+        self.constrainer = Constrainer(model.device)
         self._filler_id = info.mask_token_id or 0
         self._vocab_size = info.vocab_size
         self._banned_ids = self._to_device(np.array(sorted(banned_ids), dtype=np.int64))
@@ -172,8 +172,11 @@ class Runner:
                 sequences,
                 lines[begin:end] - rows[0],
                 self._to_device(parameters.reshape(len(sequences), -1)),
+                part.forced,
             )
             selected = rule.select(group, part)
+            if part.forced is not None:
+                selected = selected.masked_fill(part.forced, int(Action.UNMASK))
             if any(row.haste is not NO_HASTE for row in sequences):
                 selected = hasten(group, part, selected, rule.scores(group, part))
             actions[begin:end] = selected
@@ -200,9 +203,9 @@ class Runner:
             log_sums, entropies = normaliser_and_entropy(logits, banned)
         else:
             log_sums = normaliser(logits, banned)
-        tokens = draw(logits, self._sampling(packed), self.noise)
+        tokens, forced = draw(logits, self._sampling(packed), self.noise), None
         if any(s.request.constraints for s in packed.sequences):
-            self._constrainer.draw_(
+            forced = self.constrainer.draw_(
                 packed, lambda lines: self._scores(packed, logits, lines), tokens
             )
         likelihood = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
@@ -218,6 +221,7 @@ class Runner:
             positions=positions,
             variants=numbers,
             entropy=None if entropies is None else entropies[:count],
+            forced=forced,
         )
         return candidates, rows
 

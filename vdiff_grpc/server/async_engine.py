@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from vdiff_grpc.engine import validation
-from vdiff_grpc.engine.constraint_checks import is_constrained
+from vdiff_grpc.engine.constraint_checks import must_build
 from vdiff_grpc.engine.messages import StepReport, Timing
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
@@ -39,6 +39,7 @@ from vdiff_grpc.server.supervisor import EngineKind, Lost, Supervisor
 logger = logging.getLogger(__name__)
 
 _MAX_ENCODING = 64
+_MAX_BUILDING = 16  # new constraints at once, two of which are built: each may take seconds
 _ANYONE = Origin()
 _NO_CARE = Care()
 _T = TypeVar("_T")
@@ -81,7 +82,7 @@ class AsyncEngine:
         self._model: ServedModel | None = None
         self._leaving = False
         self._draining = False
-        self._num_encoding = 0
+        self._num_encoding = self._num_building = 0
         self._former = Statistics()  # of engines that have ended
         self._present = Statistics()
         self._validators = ThreadPoolExecutor(2, "validate")
@@ -229,10 +230,17 @@ class AsyncEngine:
 
     async def _resolve(self, request: Request) -> ResolvedRequest:
         model = self._known_model()
-        # a new constraint may take seconds: then only others with one wait behind it
-        pool = self._builders if is_constrained(request) else self._validators
         known = (model.info, model.limits, model.tokenizer, model.compiler)
-        return await self._in_thread(pool, validation.resolve, request, *known)
+        if not must_build(request, model.compiler):
+            return await self._in_thread(self._validators, validation.resolve, request, *known)
+        # a new constraint may take seconds: then only others with one wait behind it
+        if self._num_building >= _MAX_BUILDING:
+            raise QueueFullError(f"{_MAX_BUILDING} constraints are being built already", 1.0)
+        self._num_building += 1
+        try:
+            return await self._in_thread(self._builders, validation.resolve, request, *known)
+        finally:
+            self._num_building -= 1
 
     def _stepped(self, report: StepReport) -> None:
         self._present = report.statistics

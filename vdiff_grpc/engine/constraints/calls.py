@@ -10,19 +10,26 @@ import json
 from typing import Any
 
 from vdiff_grpc.engine.constraints.json_text import one_of
-from vdiff_grpc.engine.constraints.kinds import CallsConstraint, ConstraintError
-from vdiff_grpc.engine.constraints.literals import literal
+from vdiff_grpc.engine.constraints.kinds import CallsConstraint, ConstraintError, TooLargeError
+from vdiff_grpc.engine.constraints.literals import MAX_CHARS, literal
 from vdiff_grpc.engine.constraints.schema import schema_regex
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
 
-def calls_regex(constraint: CallsConstraint, otherwise: str | None) -> str:
-    """otherwise: the regex of an answer without calls. Raises ConstraintError."""
+def calls_regex(constraint: CallsConstraint, otherwise: str | None, nested: int) -> str:
+    """otherwise: the regex of an answer without calls. nested: as in schema_regex.
+
+    Raises ConstraintError.
+    """
+    share = len(constraint.tools)
     call = one_of(
-        rf'\{{"name": "{literal(name)}", "arguments": {_arguments(schema, f"[{number}]")}\}}'
+        rf'\{{"name": "{literal(name)}", "arguments": {arguments}\}}'
         for number, name, schema in constraint.tools
+        for arguments in (_arguments(schema, f"[{number}]", nested, share),)
     )
+    if len(call) > MAX_CHARS:
+        raise TooLargeError("", "the schemas are too large")
     if constraint.tagged:
         call = rf"{OPEN}\n{call}\n{CLOSE}"
     calls = rf"{call}(?:\n{call})*" if constraint.several else call
@@ -31,7 +38,7 @@ def calls_regex(constraint: CallsConstraint, otherwise: str | None) -> str:
     return f"{_without(OPEN)}(?:{calls})?" if otherwise is None else one_of((calls, otherwise))
 
 
-def _arguments(schema: str, path: str) -> str:
+def _arguments(schema: str, path: str, nested: int, share: int) -> str:
     """An object of what is declared, or an empty one: nothing else could be passed on."""
     path = f"{path}.parameters"
     try:
@@ -42,17 +49,20 @@ def _arguments(schema: str, path: str) -> str:
             raise ConstraintError("type", "arguments are an object")
         if not told.get("properties") and not set(told) & _MORE:
             told["additionalProperties"] = False
-        return schema_regex(json.dumps(told))
+        return schema_regex(json.dumps(told), nested, share)
     except ConstraintError as error:
-        below = f"{path}.{error.path}" if error.path else path
-        raise ConstraintError(below, error.why) from error
+        error.path = f"{path}.{error.path}" if error.path else path
+        raise
     except (ValueError, RecursionError) as error:
         raise ConstraintError(path, f"the schema cannot be read: {error}") from error
 
 
 # With one of these a schema without properties declares something all the same.
 _MORE = frozenset(
-    ("additionalProperties", "required", "$ref", "allOf", "anyOf", "oneOf", "enum", "const")
+    (
+        *("additionalProperties", "patternProperties", "minProperties", "required"),
+        *("$ref", "allOf", "anyOf", "oneOf", "not", "if", "enum", "const"),
+    )
 )
 
 

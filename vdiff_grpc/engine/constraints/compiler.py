@@ -24,14 +24,16 @@ from vdiff_grpc.engine.constraints.kinds import (
     ConstraintError,
     JsonSchemaConstraint,
     RegexConstraint,
+    TooLargeError,
 )
 from vdiff_grpc.engine.constraints.literals import literal
-from vdiff_grpc.engine.constraints.schema import schema_regex
+from vdiff_grpc.engine.constraints.schema import NESTED, schema_regex
 
-MAX_CHARS = 32768  # of a regex, a schema, or all options of a choice
+MAX_CHARS = 32768  # of a regex, or all options of a choice
+MAX_SCHEMA_CHARS = 1 << 18
 MAX_OPTIONS = 1024
-MAX_REGEX_CHARS = 1 << 20  # that a schema becomes
 BUILD_S = 10.0
+_ANCHORS = "anchors and look-around cannot be used: the whole answer must match"
 CACHE_BYTES = 256 << 20
 
 
@@ -53,29 +55,61 @@ class Compiler:
             if found := self._kept.get(constraint):
                 self._kept.move_to_end(constraint)
                 return found
-        pattern = regex_of(constraint)
-        with self._lock:
-            if self._vocabulary is None:
-                self._vocabulary = self._make()
-        table, accepting = _byte_automaton(pattern)
-        automaton = token_automaton(table, accepting, self._vocabulary)
+        table, accepting = text_automaton(constraint)
+        automaton = token_automaton(table, accepting, self.vocabulary())
         with self._lock:
             if constraint not in self._kept:
                 self._kept[constraint] = automaton
-                self._num_bytes += automaton.num_bytes
+                self._num_bytes += _num_bytes(constraint, automaton)
             while self._num_bytes > self._max_bytes and len(self._kept) > 1:
-                self._num_bytes -= self._kept.popitem(last=False)[1].num_bytes
+                self._num_bytes -= _num_bytes(*self._kept.popitem(last=False))
         return automaton
 
+    def has(self, constraint: Constraint) -> bool:
+        """Whether it is built already."""
+        with self._lock:
+            return constraint in self._kept
 
-def regex_of(constraint: Constraint) -> str:
+    def vocabulary(self) -> Vocabulary:
+        with self._lock:
+            if self._vocabulary is None:
+                self._vocabulary = self._make()
+            return self._vocabulary
+
+
+def text_automaton(constraint: Constraint) -> tuple[np.ndarray, np.ndarray]:
+    """Over bytes. Raises ConstraintError.
+
+    Where a schema refers to itself it is nested less deeply if it would be too large; never because
+    it takes too long, so that every machine builds the same.
+    """
+    has_schema = isinstance(constraint, JsonSchemaConstraint | CallsConstraint)
+    tried, error = "", TooLargeError("", "it is too large")
+    for nested in NESTED if has_schema else NESTED[:1]:
+        try:
+            pattern = regex_of(constraint, nested)
+            if pattern == tried:
+                break
+            tried = pattern
+            return byte_automaton(pattern)
+        except TooLargeError as found:
+            error = found
+            if not error.nests:
+                break
+    raise error
+
+
+def regex_of(constraint: Constraint, nested: int = NESTED[0]) -> str:
     """The regex that whole answers match. Raises ConstraintError."""
     match constraint:
         case RegexConstraint(pattern):
             _check_length(pattern, "regex")
             if "\0" in pattern:
                 raise ConstraintError("", "regex contains a NUL, which is never generated")
-            return _unanchored(pattern)
+            whole = _unanchored(pattern)
+            if _has_anchor(whole):
+                raise ConstraintError("", _ANCHORS)
+            return whole
         case ChoiceConstraint(options):
             if not 1 <= len(options) <= MAX_OPTIONS:
                 raise ConstraintError(
@@ -88,22 +122,28 @@ def regex_of(constraint: Constraint) -> str:
                     raise ConstraintError(f"options[{index}]", f"option {index} {what}")
             return "|".join(map(literal, options))
         case JsonSchemaConstraint(schema):
-            _check_length(schema, "json_schema")
-            pattern = schema_regex(schema)
-            if len(pattern) > MAX_REGEX_CHARS:
-                raise ConstraintError("", "the schema is too large")
-            return pattern
+            _check_length(schema, "json_schema", MAX_SCHEMA_CHARS)
+            return schema_regex(schema, nested)
         case CallsConstraint(tools, otherwise=other):
-            _check_length("".join(schema for _, _, schema in tools), "parameters of all tools")
-            pattern = calls_regex(constraint, None if other is None else regex_of(other))
-            if len(pattern) > MAX_REGEX_CHARS:
-                raise ConstraintError("", "the schemas are too large")
-            return pattern
+            said = "".join(schema for _, _, schema in tools)
+            _check_length(said, "parameters of all tools", MAX_SCHEMA_CHARS)
+            without = None if other is None else regex_of(other, nested)
+            return calls_regex(constraint, without, nested)
 
 
-def _check_length(text: str, name: str) -> None:
-    if len(text) > MAX_CHARS:
-        raise ConstraintError("", f"{name} has {len(text)} characters; the limit is {MAX_CHARS}")
+def _num_bytes(constraint: Constraint, automaton: TokenAutomaton) -> int:
+    match constraint:
+        case RegexConstraint(text) | JsonSchemaConstraint(text):
+            return automaton.num_bytes + 4 * len(text)
+        case ChoiceConstraint(options):
+            return automaton.num_bytes + 4 * sum(map(len, options))
+        case CallsConstraint(tools):
+            return automaton.num_bytes + 4 * sum(len(schema) for _, _, schema in tools)
+
+
+def _check_length(text: str, name: str, limit: int = MAX_CHARS) -> None:
+    if len(text) > limit:
+        raise ConstraintError("", f"{name} has {len(text)} characters; the limit is {limit}")
 
 
 def _unanchored(pattern: str) -> str:
@@ -115,19 +155,44 @@ def _unanchored(pattern: str) -> str:
     return pattern
 
 
-def _byte_automaton(pattern: str) -> tuple[np.ndarray, np.ndarray]:
+def _has_anchor(pattern: str) -> bool:
+    """Whether one stands outside classes of characters: inside our own frame it would never match."""
+    depth, at = 0, 0
+    while at < len(pattern):
+        char = pattern[at]
+        if char == "\\":
+            if not depth and pattern[at + 1 : at + 2] in ("b", "B", "A", "z", "<", ">"):
+                return True
+            at += 1
+        elif char == "[":
+            depth += 1
+            at += pattern[at + 1 : at + 2] == "^"
+            at += pattern[at + 1 : at + 2] == "]"  # as itself
+        elif char == "]" and depth:
+            depth -= 1
+        elif char in "^$" and not depth:
+            return True
+        at += 1
+    return False
+
+
+def byte_automaton(pattern: str) -> tuple[np.ndarray, np.ndarray]:
     """In a process that may take so much and no more. Raises ConstraintError."""
+    try:
+        asked = pattern.encode()
+    except UnicodeEncodeError as error:
+        raise ConstraintError("", "half a character (a surrogate) is no text") from error
     command = [sys.executable, "-m", regex_process.__name__]
     try:
         done = subprocess.run(
-            command, input=pattern.encode(), capture_output=True, timeout=BUILD_S, check=False
+            command, input=asked, capture_output=True, timeout=BUILD_S, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise ConstraintError("", f"it takes more than {BUILD_S:g} s to build") from error
     if done.returncode == regex_process.REFUSED:
         raise ConstraintError("", _first_line(done.stdout.decode("utf-8", "replace")))
     if done.returncode == regex_process.TOO_LARGE:
-        raise ConstraintError("", f"it needs more than {regex_process.MAX_STATES} states")
+        raise TooLargeError("", f"it needs more than {regex_process.MAX_STATES} states")
     if done.returncode:
         raise ConstraintError("", "it takes too much time or memory to build")
     with np.load(io.BytesIO(done.stdout), allow_pickle=False) as arrays:
@@ -136,5 +201,5 @@ def _byte_automaton(pattern: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _first_line(text: str) -> str:
     if "universal start state" in text or "no transitions" in text:
-        return "anchors and look-around cannot be used: the whole answer must match"
+        return _ANCHORS
     return "cannot be built: " + (text.splitlines() or [""])[0].removeprefix("Failed to build DFA ")

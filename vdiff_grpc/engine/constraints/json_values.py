@@ -18,4 +18,31 @@ def overlap(one: str, other: str) -> bool:
 
 
 def equal(one: Any, other: Any) -> bool:
+    """As JSON: 1 is 1.0, and neither is true."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def holds(value: Any, keyword: str, said: Any) -> bool | None:
+    """Whether a value is as a keyword of its type says; None: this is not known here."""
+    match keyword:
+        case "enum":
+            return any(equal(value, other) for other in said)
+        case "minimum":
+            return bool(value >= said)
+        case "maximum":
+            return bool(value <= said)
+        case "exclusiveMinimum":
+            return bool(value > said)
+        case "exclusiveMaximum":
+            return bool(value < said)
+        case "minLength" | "minItems" | "minProperties":
+            return bool(len(value) >= said)
+        case "maxLength" | "maxItems" | "maxProperties":
+            return bool(len(value) <= said)
+        case "required":
+            return all(name in value for name in said)
+    return None

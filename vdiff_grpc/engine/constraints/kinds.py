@@ -52,3 +52,16 @@ class ConstraintError(Exception):
         super().__init__(why)
         self.path = path
         self.why = why
+
+
+class NoValueError(ConstraintError):
+    """No value satisfies a schema: fatal only where one must stand."""
+
+
+class TooLargeError(ConstraintError):
+    """A limit that does not depend on the machine's speed is passed.
+
+    nests: less might do, of a schema that refers to itself.
+    """
+
+    nests = True

@@ -4,14 +4,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
+
+from vdiff_grpc.engine.constraints.dialects import INT32, at
+from vdiff_grpc.engine.constraints.kinds import ConstraintError, NoValueError
 
 _MOST_DIGITS = 15  # of a whole number that nothing limits: every reader keeps these exactly
-_FRACTION = r"(?:\.[0-9]{1,15})?"
-_ZEROS = r"(?:\.0{1,15})?"
-_SOME = r"\.[0-9]{0,14}[1-9]"
 _EXPONENT = "(?:[eE][+-]?[0-9]{1,2})?"
 
+_INT32 = {"minimum": -(2**31), "maximum": 2**31 - 1}
+_LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_MOST_LISTED = 1024  # multiples that are written one by one
+
 Limits = Mapping[str, float]
+
+
+def number_regex(name: str, schema: Mapping[str, Any], path: str) -> str:
+    """Of an `integer` or `number` as a schema limits it. Raises NoValueError and ConstraintError."""
+    limits = {keyword: schema[keyword] for keyword in _LIMITS if keyword in schema}
+    if schema.get("format") == INT32:
+        limits["minimum"] = max(limits.get("minimum", _INT32["minimum"]), _INT32["minimum"])
+        limits["maximum"] = min(limits.get("maximum", _INT32["maximum"]), _INT32["maximum"])
+    multiple = schema.get("multipleOf", 1 if name == "integer" else None)
+    if multiple is None:
+        written = numbers(limits)
+    elif multiple == 1:
+        written = integers(limits)
+    else:
+        written = _multiples(multiple, limits, name, at(path, "multipleOf"))
+    if not written:
+        raise NoValueError(path, f"its limits leave no {name} that can be written")
+    return written
+
+
+def _multiples(multiple: float, limits: Limits, name: str, path: str) -> str:
+    low, high = _bounds(limits)
+    if isinstance(multiple, int) or multiple.is_integer():
+        step = int(multiple)
+        if step > 0 and (high - low) // step <= _MOST_LISTED:
+            found = map(str, range(-(-low // step) * step, high + 1, step))
+            return f"(?:{'|'.join(found)})" if low <= high else ""
+        if step > 0 and not limits and 1000 % step == 0:
+            tens = next(n for n in (1, 2, 3) if 10**n % step == 0)
+            ends = "|".join(f"{end:0{tens}}" for end in range(0, 10**tens, step))
+            small = "|".join(map(str, range(step, 10**tens, step)))
+            return (
+                f"(?:-?[1-9][0-9]{{0,9}}(?:{ends})" + (f"|-?(?:{small})" if small else "") + "|0)"
+            )
+    digits = next((n for n in (1, 2, 3, 4) if multiple == 10.0**-n), None)
+    if name == "number" and digits is not None:
+        return numbers(limits, digits)
+    raise ConstraintError(path, f"multipleOf ({multiple:g}) is not supported here")
 
 
 def integers(limits: Limits) -> str:
@@ -22,43 +65,49 @@ def integers(limits: Limits) -> str:
     return _joined(_between(max(low, 0), high), _between(max(-high, 1), -low))
 
 
-def numbers(limits: Limits) -> str:
-    """The same of decimals, which have an exponent only where nothing limits them."""
+def numbers(limits: Limits, digits: int = _MOST_DIGITS) -> str:
+    """The same of decimals, which have an exponent only where nothing limits them.
+
+    digits: most of them after the point.
+    """
     if not limits:
-        return rf"-?(?:0|[1-9][0-9]{{0,{_MOST_DIGITS - 1}}}){_FRACTION}{_EXPONENT}"
+        exponent = _EXPONENT if digits == _MOST_DIGITS else ""
+        whole = rf"-?(?:0|[1-9][0-9]{{0,{_MOST_DIGITS - 1}}})"
+        return rf"{whole}(?:\.[0-9]{{1,{digits}}})?{exponent}"
     most = 10**_MOST_DIGITS - 1
     low = max(limits.get("minimum", -most), limits.get("exclusiveMinimum", -most))
     high = min(limits.get("maximum", most), limits.get("exclusiveMaximum", most))
     open_low = limits.get("exclusiveMinimum") == low
     open_high = limits.get("exclusiveMaximum") == high
     above = (
-        _decimals(low, high, open_low, open_high)
+        _decimals(low, high, open_low, open_high, digits)
         if low >= 0
-        else _decimals(0, high, False, open_high)
+        else _decimals(0, high, False, open_high, digits)
     )
     # what is below zero, by its size; -0 would be a zero again
     below = (
-        _decimals(-high, -low, open_high, open_low)
+        _decimals(-high, -low, open_high, open_low, digits)
         if high < 0
-        else _decimals(0, -low, True, open_low)
+        else _decimals(0, -low, True, open_low, digits)
     )
     return _joined(above, below if low < 0 else "")
 
 
-def _decimals(low: float, high: float, open_low: bool, open_high: bool) -> str:
+def _decimals(low: float, high: float, open_low: bool, open_high: bool, digits: int) -> str:
     """Of 0 and more."""
+    fraction, zeros = rf"(?:\.[0-9]{{1,{digits}}})?", rf"(?:\.0{{1,{digits}}})?"
     if high < low:
         return ""
     first, last = math.ceil(low), math.floor(high)
     parts = []
     if open_low and first == low:
         if first < last:
-            parts.append(f"{first}{_SOME}")
+            parts.append(rf"{first}\.[0-9]{{0,{digits - 1}}}[1-9]")
         first += 1
     if whole := _between(first, last - 1):
-        parts.append(whole + _FRACTION)
+        parts.append(whole + fraction)
     if last >= first and not (open_high and last == high):
-        parts.append(f"{last}{_ZEROS}")
+        parts.append(f"{last}{zeros}")
     return f"(?:{'|'.join(parts)})" if parts else ""
 
 

@@ -24,9 +24,10 @@ MEMORY_BYTES = 1 << 30
 MAX_STATES = 4096
 REFUSED, TOO_LARGE = 3, 4
 
-# Ends every match. Without it the automaton prefers an alternative as a search does, and "a|ab"
-# would not match "ab". A NUL is therefore never part of an answer.
-_END = "\\x00"
+# Begins and ends every match. Without the end the automaton prefers an alternative as a search does,
+# and "a|ab" would not match "ab"; without the beginning it is also built for matches that begin
+# anywhere, which of some numbers takes minutes. A NUL is therefore never part of an answer.
+_NUL = "\\x00"
 
 
 def main() -> int:
@@ -58,7 +59,7 @@ def compile_regex(pattern: str) -> tuple[Bytes, npt.NDArray[np.bool_]]:
     if "NFA" in (alone := _complaint(pattern, every_byte)):
         raise ValueError(alone)  # it could still fit between our parentheses
     try:
-        index = Index(f"(?:{pattern}){_END}", every_byte)
+        index = Index(f"{_NUL}(?:{pattern}){_NUL}", every_byte)
     except ValueError as error:
         if "Found no transitions" in str(error):
             return _empty()
@@ -73,7 +74,8 @@ def compile_regex(pattern: str) -> tuple[Bytes, npt.NDArray[np.bool_]]:
                 accepting[numbers[state]] = following in final
             elif byte < 256:
                 table[numbers[state], byte] = numbers.get(following, -1)
-    return _least(table, accepting, numbers[index.get_initial_state()])
+    begin = transitions[index.get_initial_state()].get(0)
+    return _least(table, accepting, numbers[begin]) if begin in numbers else _empty()
 
 
 def _complaint(pattern: str, every_byte: object) -> str:
@@ -81,7 +83,7 @@ def _complaint(pattern: str, every_byte: object) -> str:
     from outlines_core import Index
 
     try:
-        Index(pattern, every_byte)
+        Index(_NUL + pattern, every_byte)
     except ValueError as error:
         return str(error)
     return ""

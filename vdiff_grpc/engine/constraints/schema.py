@@ -1,8 +1,8 @@
 """A JSON schema as a regex of JSON that it allows. Knows no automaton.
 
 Whatever matches is valid; not all that is valid matches: properties stand in the schema's order, none
-but the declared ones, and where any value is allowed it is nested only so deep. A keyword that this
-cannot hold an answer to is refused by its path, never passed over.
+but the declared ones, and where any value is allowed, or a schema refers to itself, it is nested only
+so deep. A keyword that this cannot hold an answer to is refused by its path, never passed over.
 """
 
 from __future__ import annotations
@@ -10,69 +10,56 @@ from __future__ import annotations
 import json
 from itertools import combinations
 from typing import Any
+from urllib.parse import unquote
 
-from vdiff_grpc.engine.constraints.json_text import (
-    COLON,
-    COMMA,
-    anything,
-    free_object,
-    one_of,
-    sequence,
-    times,
+from vdiff_grpc.engine.constraints import matching
+from vdiff_grpc.engine.constraints.arrays import array_regex
+from vdiff_grpc.engine.constraints.combining import Logic, merged
+from vdiff_grpc.engine.constraints.dialects import (
+    ALSO,
+    EXCEPT,
+    KEYWORDS,
+    TYPES,
+    Applied,
+    Schema,
+    at,
+    normal,
+    types_of,
 )
-from vdiff_grpc.engine.constraints.json_values import equal, is_a, overlap
-from vdiff_grpc.engine.constraints.kinds import ConstraintError
-from vdiff_grpc.engine.constraints.numbers import integers, numbers
-from vdiff_grpc.engine.constraints.strings import CHARACTER, FORMATS, literal, pattern_regex
-
-Schema = dict[str, Any]
+from vdiff_grpc.engine.constraints.json_text import anything, dumped, one_of
+from vdiff_grpc.engine.constraints.json_values import equal, holds, is_a
+from vdiff_grpc.engine.constraints.kinds import ConstraintError, NoValueError, TooLargeError
+from vdiff_grpc.engine.constraints.literals import MAX_CHARS, literal
+from vdiff_grpc.engine.constraints.numbers import number_regex
+from vdiff_grpc.engine.constraints.objects import object_regex
+from vdiff_grpc.engine.constraints.strings import string_regex
 
 ANY_DEPTH = 1  # arrays and objects inside a value of which nothing is said
+NESTED = (2, 1, 0)  # how often a reference may lead back to itself: the first that can be built
 MAX_DEPTH = 64
-MAX_BRANCHES = 64
-MAX_CHARS = 1 << 20
-
-_TYPES = ("string", "integer", "number", "boolean", "null", "array", "object")
-_ANNOTATIONS = frozenset(
-    [
-        "$schema",
-        "$id",
-        "$comment",
-        "$defs",
-        "definitions",
-        "title",
-        "description",
-        "default",
-        "examples",
-        "example",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "discriminator",
-        "$anchor",
-    ]
-)
-# What each type's keywords are; without `type`, those that are there tell it.
-_KEYWORDS: dict[str, frozenset[str]] = {
-    "string": frozenset(("minLength", "maxLength", "pattern", "format")),
-    "integer": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")),
-    "array": frozenset(("items", "prefixItems", "minItems", "maxItems", "uniqueItems")),
-    "object": frozenset(("properties", "required", "additionalProperties")),
-}  # fmt: skip
-_KEYWORDS["number"] = _KEYWORDS["integer"]
-_COMBINED = ("$ref", "allOf", "anyOf", "oneOf")
-_KNOWN = _ANNOTATIONS.union({"type", "enum", "const"}, _COMBINED, *_KEYWORDS.values())
+MAX_BRANCHES = 256
+MAX_WORK = 40000  # schemas looked at, however often each; about a second
 
 
-def schema_regex(text: str) -> str:
-    """The regex for a schema given as JSON. Raises ConstraintError with the keyword's path."""
+def schema_regex(text: str, nested: int = NESTED[0], share: int = 1) -> str:
+    """The regex for a schema given as JSON. Raises ConstraintError with the keyword's path.
+
+    share: by how many schemas the work is shared that may be done.
+    """
+    matching.begin(share)
     try:
         root = json.loads(text, parse_constant=_refuse_constant)
-        return _Writer(root).value(root, "", 0)
+        writer = _Writer(root, nested, MAX_WORK // share)
+        return writer.value(root, "", 0)
+    except TooLargeError as error:
+        error.nests = writer.num_loops > 0
+        raise
     except RecursionError as error:
         raise ConstraintError("", "the schema is nested too deeply") from error
     except ValueError as error:
         raise ConstraintError("", f"the schema is no JSON: {error}") from error
+    except OverflowError as error:
+        raise ConstraintError("", f"a number of the schema is too large: {error}") from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -82,314 +69,247 @@ def _refuse_constant(name: str) -> None:
 class _Writer:
     """Writes the regexes of one document's schemas."""
 
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, nested: int, most_work: int) -> None:
+        self._most_work = most_work
         self._root = root
+        self._nested = nested
         self._open: list[str] = []  # references that are being written
         self._written: dict[str, str] = {}
+        self._work = self._num_chars = self.num_loops = 0
+        self._has_bases = _has_bases(root)
+        self._logic = Logic(self._resolved, self._spend)
 
     def value(self, schema: Any, path: str, depth: int) -> str:
-        """One value; a group of its own."""
+        """One value; a group of its own. Raises NoValueError where there is none."""
+        self._spend(path)
         if depth > MAX_DEPTH:
             raise ConstraintError(path, f"the schema is nested deeper than {MAX_DEPTH}")
-        if schema is True:
-            return anything(ANY_DEPTH)
-        if schema is False:
-            raise ConstraintError(path, "no value satisfies the schema false")
-        if not isinstance(schema, dict):
-            raise ConstraintError(path, "a schema is an object or a boolean")
-        for keyword in schema:
-            if keyword not in _KNOWN:
-                raise ConstraintError(_at(path, keyword), f"the keyword {keyword} is not supported")
-        written = self._combined(schema, path, depth)
-        if written is None:
+        schema = normal(schema, path)
+        if schema[ALSO]:
+            first, *others = sorted(schema[ALSO], key=_turn)
+            written = self._applied(first, {**schema, ALSO: tuple(others)}, depth + 1)
+        else:
             written = self._alone(schema, path, depth)
-        if len(written) > MAX_CHARS:
-            raise ConstraintError(path, "the schema is too large")
+        self._num_chars += len(written)
+        if self._num_chars > 64 * MAX_CHARS or len(written) > MAX_CHARS:
+            raise TooLargeError(path, "the schema is too large")
         return written
 
-    # --- $ref, allOf, anyOf, oneOf --------------------------------------------
+    def _spend(self, path: str) -> None:
+        self._work += 1
+        if self._work > self._most_work:
+            raise TooLargeError(path, "the schema asks for too much work")
 
-    def _combined(self, schema: Schema, path: str, depth: int) -> str | None:
-        keyword = next((name for name in _COMBINED if name in schema), None)
-        if keyword is None:
-            return None
-        here = _at(path, keyword)
-        rest = {k: v for k, v in schema.items() if k != keyword and k not in _ANNOTATIONS}
-        if keyword == "$ref":
-            return self._reference(schema["$ref"], rest, here, depth)
-        branches = schema[keyword]
-        if not isinstance(branches, list) or not 1 <= len(branches) <= MAX_BRANCHES:
-            raise ConstraintError(here, f"{keyword} must be a list of 1 to {MAX_BRANCHES} schemas")
-        if keyword == "allOf":
+    # --- $ref, allOf, anyOf and their like --------------------------------------
+
+    def _applied(self, applied: Applied, rest: Schema, depth: int) -> str:
+        said, here = applied.said, applied.path
+        if applied.keyword == "$ref":
+            return self._reference(said, rest, here, depth)
+        if applied.keyword == "allOf":
             whole: Any = rest
-            for number, branch in enumerate(branches):
-                whole = self._merged(whole, branch, f"{here}[{number}]")
-            return self.value(whole, here, depth + 1)
-        if keyword == "oneOf":
-            for one, other in combinations(range(len(branches)), 2):
-                if not self._are_apart(branches[one], branches[other]):
+            for number, branch in enumerate(_branches(applied)):
+                whole = merged(whole, branch, f"{here}[{number}]")
+            return self.value(whole, here, depth)
+        written, empty = [], None
+        for branch, where in self._alternatives(applied, rest):
+            try:
+                written.append(self.value(merged(rest, branch, where), where, depth))
+            except NoValueError as error:
+                empty = empty or error
+        if not written:
+            raise empty or NoValueError(here, "no value satisfies it")
+        return one_of(dict.fromkeys(written))
+
+    def _alternatives(self, applied: Applied, rest: Schema) -> list[tuple[Any, str]]:
+        """One of which, beside the rest, is as much as the keyword asks for; each with its path."""
+        said, here = applied.said, applied.path
+        match applied.keyword:
+            case "not":
+                return [(schema, here) for schema in self._opposites(said, here)]
+            case "if":
+                asked, then, otherwise = said
+                others = [] if otherwise is False else self._opposites(asked, here)
+                return [
+                    (merged(asked, then, here), here),
+                    *((merged(opposite, otherwise, here), here) for opposite in others),
+                ]
+            case "dependent":
+                name, more = said
+                absent = ({"properties": {name: False}}, here)
+                if name not in rest.get("properties", {}) and name not in rest.get("required", ()):
+                    return [absent]  # it is not written
+                present = merged({"required": [name]}, more, here)
+                return [absent, (present, here)]
+        branches = _branches(applied)
+        places = [f"{here}[{number}]" for number in range(len(branches))]
+        if applied.keyword == "anyOf":
+            return list(zip(branches, places, strict=True))
+        return self._exactly_one(branches, places, rest, here)
+
+    def _exactly_one(
+        self, branches: list[Any], places: list[str], rest: Schema, here: str
+    ) -> list[tuple[Any, str]]:
+        left: list[list[Any]] = [[branch] for branch in branches]
+        whole = [merged(rest, b, p) for b, p in zip(branches, places, strict=True)]
+        for one, other in combinations(range(len(branches)), 2):
+            if self._logic.are_apart(whole[one], whole[other]):
+                continue
+            for mine, theirs in ((one, other), (other, one)):
+                found = [self._logic.without(s, branches[theirs], here) for s in left[mine]]
+                if None in found:
                     why = f"oneOf: an answer could satisfy both of its schemas {one} and {other}"
                     raise ConstraintError(here, why)
-        parts = []
-        for number, branch in enumerate(branches):
-            if branch is False:
-                continue
-            at = f"{here}[{number}]"
-            parts.append(self.value(self._merged(rest, branch, at), at, depth + 1))
-        if not parts:
-            raise ConstraintError(here, "no value satisfies it")
-        return one_of(parts)
+                left[mine] = [schema for part in found for schema in part or ()]
+        return [(s, place) for some, place in zip(left, places, strict=True) for s in some]
+
+    def _opposites(self, schema: Any, path: str) -> list[Any]:
+        found = self._logic.opposites(schema, path)
+        if not found and schema not in (True, {}):
+            raise ConstraintError(path, "the opposite of this schema is not supported")
+        return found
 
     def _reference(self, target: Any, rest: Schema, path: str, depth: int) -> str:
         found = self._resolved(target, path)
+        loops = self.num_loops
         if target in self._open:
-            raise ConstraintError(path, f"the schema refers to itself ({target})")
-        if not rest and target in self._written:
+            self.num_loops += 1
+            if len(self._open) - len(set(self._open)) >= self._nested:
+                why = f"the schema refers to itself without an end ({target})"
+                raise NoValueError(path, why)
+        alone = len(rest) == 1 and not rest[ALSO]
+        if alone and target in self._written:
             return self._written[target]
         self._open.append(target)
-        written = self.value(self._merged(rest, found, path), path, depth + 1)
-        self._open.pop()
-        if not rest:
+        try:
+            written = self.value(merged(rest, found, path), path, depth)
+        finally:
+            self._open.pop()
+        if alone and loops == self.num_loops:  # else it depends on what is open
             self._written[target] = written
         return written
 
     def _resolved(self, target: Any, path: str) -> Any:
         if not isinstance(target, str) or not (target == "#" or target.startswith("#/")):
             raise ConstraintError(path, "$ref must be a reference inside the schema (#/...)")
+        if self._has_bases:
+            raise ConstraintError(path, "$ref cannot be used where a schema inside has an $id")
         found = self._root
-        for part in target.split("/")[1:]:
+        for part in unquote(target).split("/")[1:]:
             key = part.replace("~1", "/").replace("~0", "~")
             if isinstance(found, dict) and key in found:
                 found = found[key]
+            elif isinstance(found, list) and key.isdecimal() and int(key) < len(found):
+                found = found[int(key)]
             else:
                 raise ConstraintError(path, f"$ref ({target}) leads nowhere")
         return found
 
-    def _merged(self, rest: Schema, branch: Any, path: str) -> Any:
-        """A schema that asks for both. Raises ConstraintError where that is not one."""
-        if not rest or branch is False:
-            return branch
-        if branch is True:
-            return rest
-        if not isinstance(branch, dict):
-            raise ConstraintError(path, "a schema is an object or a boolean")
-        both = dict(rest)
-        for keyword, said in branch.items():
-            if keyword in _ANNOTATIONS:
-                continue
-            if keyword not in both or both[keyword] == said:
-                both[keyword] = said
-            elif keyword == "required":
-                both[keyword] = [
-                    *both[keyword],
-                    *(name for name in said if name not in both[keyword]),
-                ]
-            elif keyword == "properties" and not set(said) & set(both[keyword]):
-                both[keyword] = both[keyword] | said
-            else:
-                why = f"{keyword} is said twice for the same value, which cannot be combined"
-                raise ConstraintError(_at(path, keyword), why)
-        closed = [s for s in (rest, branch) if s.get("additionalProperties", True) is not True]
-        listed = [s for s in (rest, branch) if "items" in s]
-        others = [s for s in (rest, branch) if "prefixItems" in s]
-        apart = len(closed) == 1 and both.get("properties") != closed[0].get("properties")
-        if apart or (listed and others and listed != others):
-            why = "additionalProperties or items cannot be combined with the schema beside it"
-            raise ConstraintError(path, why)
-        return both
-
-    def _are_apart(self, one: Any, other: Any, depth: int = 0) -> bool:
-        """Whether no value satisfies both, as far as can be seen."""
-        one, other = self._followed(one), self._followed(other)
-        if not isinstance(one, dict) or not isinstance(other, dict) or depth > MAX_DEPTH:
-            return False
-        values, others = _listed(one), _listed(other)
-        if values is not None and others is not None:
-            return not any(equal(a, b) for a in values for b in others)
-        types, more = _types_of(one), _types_of(other)
-        if types and more and not any(overlap(a, b) for a in types for b in more):
-            return True
-        if types != ["object"] or more != ["object"]:
-            return False
-        shared = set(one.get("required", ())) & set(other.get("required", ()))
-        ours, theirs = one.get("properties", {}), other.get("properties", {})
-        return any(
-            name in ours and name in theirs and self._are_apart(ours[name], theirs[name], depth + 1)
-            for name in shared
-        )
-
-    def _followed(self, schema: Any) -> Any:
-        for _ in range(MAX_DEPTH):
-            if not isinstance(schema, dict) or "$ref" not in schema:
-                break
-            schema = self._resolved(schema["$ref"], "$ref")
-        return schema
-
     # --- one schema, without others beside it ----------------------------------
 
     def _alone(self, schema: Schema, path: str, depth: int) -> str:
-        said = set(schema) - _ANNOTATIONS
-        if (listed := _listed(schema)) is not None:
-            for keyword in ("enum", "const"):
-                if extra := said - {"type", keyword} if keyword in said else None:
-                    first = sorted(extra)[0]
-                    raise ConstraintError(
-                        _at(path, first), f"{first} cannot stand beside {keyword}"
-                    )
-            named = _types_of(schema)
-            allowed = [v for v in listed if not named or any(is_a(v, name) for name in named)]
+        excluded = schema.get(EXCEPT, [])
+        named = types_of(schema)
+        if "enum" in schema:
+            allowed = [
+                value
+                for value in schema["enum"]
+                if not any(equal(value, other) for other in excluded)
+                and (not named or any(is_a(value, name) for name in named))
+                and self._holds(value, schema, path)
+            ]
             if not allowed:
-                raise ConstraintError(path, "no value is allowed")
-            return one_of(literal(_dumped(value)) for value in allowed)
-        types = self._asked_types(schema, path)
-        if types is None:
+                raise NoValueError(path, "no value is allowed")
+            return one_of(dict.fromkeys(literal(dumped(value)) for value in allowed))
+        types = named or _inferred(schema)
+        if not types:
             return anything(ANY_DEPTH)
-        for keyword in sorted(said - {"type"}):
-            if not any(keyword in _KEYWORDS.get(name, ()) for name in types):
-                why = f"{keyword} says nothing of the type {', '.join(types)}"
-                raise ConstraintError(_at(path, keyword), why)
-        return one_of(self._of_type(name, schema, path, depth) for name in types)
+        written, empty = [], None
+        for name in types:
+            try:
+                written.append(self._of_type(name, schema, path, depth))
+            except NoValueError as error:
+                empty = empty or error
+        if not written:
+            raise empty or NoValueError(path, "no value is allowed")
+        return one_of(written)
 
-    def _asked_types(self, schema: Schema, path: str) -> list[str] | None:
-        """In the schema's order; None: any."""
-        if "type" not in schema:
-            inferred = [name for name in _TYPES if _KEYWORDS.get(name, frozenset()) & set(schema)]
-            if "number" in inferred:
-                inferred.remove("integer")
-            return inferred or None
-        types = _types_of(schema)
-        if not types or any(name not in _TYPES for name in types):
-            raise ConstraintError(_at(path, "type"), f"type must be of {', '.join(_TYPES)}")
-        return types
+    def _holds(self, value: Any, schema: Schema, path: str) -> bool:
+        """Whether what is said beside an enum holds for one of its values."""
+        for keyword in schema:
+            for name, keywords in KEYWORDS.items():
+                if keyword in keywords and is_a(value, name):
+                    found = holds(value, keyword, schema[keyword])
+                    if found is None:
+                        raise ConstraintError(
+                            at(path, keyword), f"{keyword} cannot stand beside enum or const"
+                        )
+                    if not found:
+                        return False
+        return True
 
     def _of_type(self, name: str, schema: Schema, path: str, depth: int) -> str:
+        excluded = [value for value in schema.get(EXCEPT, ()) if is_a(value, name)]
+        if excluded and name not in ("string", "boolean", "null"):
+            raise ConstraintError(path, f"values of the type {name} cannot be excluded")
+
+        def inner(schema: Any, path: str) -> str:
+            return self.value(schema, path, depth + 1)
+
         match name:
             case "string":
-                return self._string(schema, path)
+                return string_regex(schema, excluded, path)
             case "integer" | "number":
-                said = {k: v for k, v in schema.items() if k in _KEYWORDS["number"]}
-                for keyword, limit in said.items():
-                    if isinstance(limit, bool) or not isinstance(limit, int | float):
-                        raise ConstraintError(_at(path, keyword), f"{keyword} must be a number")
-                if "multipleOf" in said and (name, said["multipleOf"]) != ("integer", 1):
-                    raise ConstraintError(
-                        _at(path, "multipleOf"), "the keyword multipleOf is not supported"
-                    )
-                written = integers(said) if name == "integer" else numbers(said)
-                if not written:
-                    raise ConstraintError(path, f"its limits leave no {name} that can be written")
-                return written
-            case "boolean":
-                return "(?:true|false)"
-            case "null":
-                return "null"
+                return number_regex(name, schema, path)
+            case "boolean" | "null":
+                values: list[Any] = [True, False] if name == "boolean" else [None]
+                left = [dumped(v) for v in values if v not in excluded]
+                if not left:
+                    raise NoValueError(path, "no value is allowed")
+                return one_of(left)
             case "array":
-                return self._array(schema, path, depth)
-        return self._object(schema, path, depth)
-
-    def _string(self, schema: Schema, path: str) -> str:
-        said = [k for k in ("pattern", "format") if k in schema]
-        sized = "minLength" in schema or "maxLength" in schema
-        if len(said) + sized > 1:
-            keyword = said[-1]
-            what = "pattern" if len(said) > 1 else "a length"
-            raise ConstraintError(_at(path, keyword), f"{keyword} cannot stand beside {what}")
-        if "pattern" in schema:
-            return f'"{pattern_regex(schema["pattern"], _at(path, "pattern"))}"'
-        if "format" in schema:
-            name = schema["format"]
-            if not isinstance(name, str) or name not in FORMATS:
-                why = f"format is none of {', '.join(sorted(FORMATS))}"
-                raise ConstraintError(_at(path, "format"), why)
-            return f'"{FORMATS[name]}"'
-        low, high = _counts(schema, "minLength", "maxLength", path)
-        return f'"{CHARACTER}{times(low, high)}"'
-
-    def _array(self, schema: Schema, path: str, depth: int) -> str:
-        if schema.get("uniqueItems", False) is not False:
-            raise ConstraintError(
-                _at(path, "uniqueItems"), "the keyword uniqueItems is not supported"
-            )
-        low, high = _counts(schema, "minItems", "maxItems", path)
-        first = schema.get("prefixItems", [])
-        if not isinstance(first, list):
-            raise ConstraintError(_at(path, "prefixItems"), "prefixItems must be a list")
-        rest = schema.get("items", True)
-        if isinstance(rest, list):
-            raise ConstraintError(_at(path, "items"), "items must be one schema, see prefixItems")
-        if first:
-            items = [
-                self.value(item, f"{_at(path, 'prefixItems')}[{i}]", depth + 1)
-                for i, item in enumerate(first)
-            ]
-            if low > len(items) or (high is not None and high < len(items)):
-                why = "minItems and maxItems must leave the items of prefixItems as they are"
-                raise ConstraintError(_at(path, "prefixItems"), why)
-            if low < len(items) or rest is not False:  # a shorter or longer one is not written
-                rest = False
-            return r"\[" + COMMA.join(items) + r"\]"
-        if rest is False or high == 0:
-            if low:
-                raise ConstraintError(path, "no array satisfies it")
-            return r"\[\]"
-        item = self.value(rest, _at(path, "items"), depth + 1)
-        more = times(max(low - 1, 0), None if high is None else high - 1)
-        some = rf"{item}(?:{COMMA}{item}){more}"
-        return rf"\[{some}\]" if low else rf"\[(?:{some})?\]"
-
-    def _object(self, schema: Schema, path: str, depth: int) -> str:
-        properties = schema.get("properties", {})
-        required = schema.get("required", [])
-        others = schema.get("additionalProperties", True)
-        if not isinstance(properties, dict):
-            raise ConstraintError(_at(path, "properties"), "properties must be an object")
-        if not isinstance(required, list) or not all(isinstance(n, str) for n in required):
-            raise ConstraintError(_at(path, "required"), "required must be a list of names")
-        at = _at(path, "properties")
-        declared = {name: (sub, _at(at, name)) for name, sub in properties.items()}
-        for name in required:
-            declared.setdefault(name, (others, _at(path, "additionalProperties")))
-        if not declared:
-            if others is False:
-                return r"\{\}"
-            value = self.value(others, _at(path, "additionalProperties"), depth + 1)
-            return free_object(value)
-        pairs: list[tuple[str, bool]] = []
-        for name, (sub, where) in declared.items():
-            if sub is False and name not in required:
-                continue
-            value = self.value(sub, where, depth + 1)
-            pairs.append((literal(_dumped(name)) + COLON + value, name in required))
-        return r"\{" + sequence(pairs) + r"\}"
+                return array_regex(schema, path, inner)
+        return object_regex(schema, path, inner)
 
 
-def _counts(schema: Schema, least: str, most: str, path: str) -> tuple[int, int | None]:
-    for keyword in (least, most):
-        count = schema.get(keyword, 0)
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise ConstraintError(_at(path, keyword), f"{keyword} must be a count")
-    low, high = schema.get(least, 0), schema.get(most)
-    if high is not None and high < low:
-        raise ConstraintError(_at(path, most), f"{most} ({high}) is below {least} ({low})")
-    return low, high
+def _turn(applied: Applied) -> int:
+    """What is certain comes first, so that what has alternatives can see it."""
+    order = ("$ref", "allOf", "if", "not", "dependent", "anyOf", "oneOf")
+    return order.index(applied.keyword)
 
 
-def _listed(schema: Schema) -> list[Any] | None:
-    """The values that enum or const names."""
-    if "const" in schema:
-        return [schema["const"]]
-    listed = schema.get("enum")
-    return listed if isinstance(listed, list) else None
+def _branches(applied: Applied) -> list[Any]:
+    if not isinstance(applied.said, list) or not 1 <= len(applied.said) <= MAX_BRANCHES:
+        why = f"{applied.keyword} must be a list of 1 to {MAX_BRANCHES} schemas"
+        raise ConstraintError(applied.path, why)
+    return applied.said
 
 
-def _types_of(schema: Schema) -> list[str]:
-    types = schema.get("type", [])
-    return types if isinstance(types, list) else [types]
+def _inferred(schema: Schema) -> list[str]:
+    """Without `type` the keywords that are there tell it; none: any."""
+    said = set(schema) - {ALSO, EXCEPT}
+    if said == {"format"}:
+        return ["string"]
+    found = [name for name in TYPES if set(KEYWORDS.get(name, ())) & (said - {"format"})]
+    if "number" in found:
+        found.remove("integer")
+    if not found and schema.get(EXCEPT):
+        return ["string", "boolean", "null"]
+    return found
 
 
-def _dumped(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _at(path: str, keyword: str) -> str:
-    return f"{path}.{keyword}" if path else keyword
+def _has_bases(root: Any) -> bool:
+    """Whether a schema inside has an id that references in it are relative to."""
+    old = isinstance(root, dict) and str(root.get("$schema", "")).find("draft-0") >= 0
+    names = ("$id", "id") if old else ("$id",)
+    ahead = list(root.values()) if isinstance(root, dict) else []
+    while ahead:
+        here = ahead.pop()
+        if isinstance(here, dict):
+            ids = [here.get(name) for name in names]
+            if any(isinstance(i, str) and not i.startswith("#") for i in ids):
+                return True
+            ahead.extend(here.values())
+        elif isinstance(here, list):
+            ahead.extend(here)
+    return False

@@ -22,8 +22,10 @@ def best_path(
     ends: Bools,
     fixed: Ints,
     scores: npt.NDArray[np.float32],
-) -> Ints:
+) -> tuple[Ints, Bools]:
     """[length] the class of each position's token on the best path; ties go to lower numbers.
+
+    And whether every path has that class there.
 
     ends: [num_states] where the path may end. fixed: [length] the class of the token that stands
     there, or -1. scores: [length, num_classes] of the best token of each class; finite.
@@ -36,7 +38,9 @@ def best_path(
     best = np.full(num_states, -np.inf)
     best[start] = 0.0
     came: list[Ints] = []  # the pair by which each state is reached best
+    before: list[Bools] = []  # the states that are reached
     for position in range(length):
+        before.append(best > -np.inf)
         pairs = np.full(num_states, -1, dtype=np.int32)
         following = np.full(num_states, -np.inf)
         if fixed[position] >= 0:
@@ -66,4 +70,26 @@ def best_path(
         members = automaton.set_classes(int(automaton.sets[pair]))
         classes[position] = members[scores[position, members].argmax()]
         state = int(automaton.sources[pair])
-    return classes
+    return classes, _forced(automaton, before, ends, fixed)
+
+
+def _forced(automaton: TokenAutomaton, before: list[Bools], ends: Bools, fixed: Ints) -> Bools:
+    """[length] where all paths have tokens of one class only.
+
+    before: of each position the states that are reached there.
+    """
+    found = fixed >= 0
+    first = automaton.members[automaton.member_starts]
+    last = automaton.members[np.append(automaton.member_starts[1:], len(automaton.members)) - 1]
+    states = ends
+    for position in reversed(range(len(fixed))):
+        if fixed[position] >= 0:
+            targets = automaton.table[:, fixed[position]]
+            states = before[position] & (targets >= 0) & states[targets]
+            continue
+        open_ = before[position][automaton.sources] & states[automaton.targets]
+        sets = automaton.sets[open_]
+        found[position] = first[sets].min() == last[sets].max()
+        states = np.zeros(automaton.num_states, dtype=np.bool_)
+        states[automaton.sources[open_]] = True
+    return found

@@ -57,6 +57,7 @@ class Candidates:
     gumbel: [num_candidates, vocab_size] temperature times the Gumbel noise that drew token_ids;
     0 at temperature 0. Only for `scores_proposals`.
     entropy: [num_candidates] in nats, untempered, of what is not banned. Only for `wants_entropy`.
+    forced: [num_candidates] where a constraint leaves no other token; None: nowhere.
     """
 
     logits: Tensor
@@ -71,6 +72,7 @@ class Candidates:
     auxiliary: Tensor | None = None
     gumbel: Tensor | None = None
     entropy: Tensor | None = None
+    forced: Tensor | None = None
 
     @property
     def is_masked(self) -> Tensor:
@@ -93,6 +95,7 @@ class Candidates:
             self.positions[begin:end],
             self.variants[begin:end],
             entropy=None if self.entropy is None else self.entropy[begin:end],
+            forced=None if self.forced is None else self.forced[begin:end],
         )
 
     def scored(self, auxiliary: Tensor, gumbel: Tensor) -> Candidates:
@@ -106,11 +109,13 @@ class Group:
 
     segments: [num_candidates] int64, the row of each candidate, from 0, ascending.
     parameters: [num_rows, num_parameters] float32.
+    forced: as in Candidates: filled in any case, so that they come last of all.
     """
 
     rows: tuple[Sequence, ...]
     segments: Tensor
     parameters: Tensor
+    forced: Tensor | None = None
 
     def of_positions(self, column: int) -> Tensor:
         """A row parameter, repeated for each of the row's candidates."""
@@ -121,6 +126,8 @@ class Group:
 
         No row's ranks depend on another's. What must not be taken has the score -inf.
         """
+        if self.forced is not None:
+            scores = scores.masked_fill(self.forced, -torch.inf)
         order = torch.argsort(scores, descending=True, stable=True)
         order = order[torch.argsort(self.segments[order], stable=True)]
         places = torch.arange(len(order), device=order.device) - self._starts
