@@ -35,15 +35,9 @@ from vdiff_grpc.engine import strategies as s
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Failed, Finished
 from vdiff_grpc.engine.hurry import OVERLOADS, QUEUE, Hurry
+from vdiff_grpc.engine.prompt_types import ChatMessage, ChatPrompt
 from vdiff_grpc.engine.sequence import Sequence
-from vdiff_grpc.engine.types import (
-    ChatMessage,
-    ChatPrompt,
-    EngineConfig,
-    Request,
-    RequestParams,
-    ResolvedRequest,
-)
+from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams, ResolvedRequest
 from vdiff_grpc.engine.validation import resolve
 from vdiff_grpc.errors import BudgetError, QueueFullError
 

@@ -21,14 +21,9 @@ from benchmarks.tasks import TASKS, Instance, Task
 from vdiff_grpc.engine import likelihood
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Finished
+from vdiff_grpc.engine.prompt_types import ChatMessage, ChatPrompt
 from vdiff_grpc.engine.strategies import FixedSchedule
-from vdiff_grpc.engine.types import (
-    ChatMessage,
-    ChatPrompt,
-    EngineConfig,
-    Request,
-    RequestParams,
-)
+from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams
 from vdiff_grpc.engine.validation import output_seed
 
 LOOKS = (1, 2, 4, 8, 16, 32)  # answers of 9 or 11 tokens have no more than that

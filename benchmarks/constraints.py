@@ -31,13 +31,14 @@ from vdiff_grpc.engine.constraints.kinds import (
 )
 from vdiff_grpc.engine.decoding.best_path import best_path
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.prompt_types import TextPrompt
 from vdiff_grpc.engine.strategies import (
     ConfidenceThreshold,
     EntropyBound,
     FixedSchedule,
     Strategy,
 )
-from vdiff_grpc.engine.types import Request, RequestParams, TextPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 
 VOCABULARY, HIDDEN, BLOCK = 126464, 1024, 32
 COLUMNS = ["constraint", "built in", "states", "classes", "a step", "the product", "share"]

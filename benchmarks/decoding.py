@@ -27,14 +27,8 @@ from benchmarks.tasks import TASKS, Instance, Task
 from vdiff_grpc.engine import strategies as s
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Failed, Finished
-from vdiff_grpc.engine.types import (
-    ChatMessage,
-    ChatPrompt,
-    EngineConfig,
-    Granularity,
-    Request,
-    RequestParams,
-)
+from vdiff_grpc.engine.prompt_types import ChatMessage, ChatPrompt
+from vdiff_grpc.engine.types import EngineConfig, Granularity, Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 
 DEMO = Path(str(resources.files("vdiff_grpc") / "assets" / "demo"))

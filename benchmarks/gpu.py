@@ -40,8 +40,9 @@ from vdiff_grpc.engine.models.loader import (
     choose_dtype,
 )
 from vdiff_grpc.engine.models.registry import find_family
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.strategies import FixedSchedule
-from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 
 _BLOCK = 32

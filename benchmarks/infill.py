@@ -35,8 +35,9 @@ from training.evaluate import Judge
 from vdiff_grpc.engine import strategies as s
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Finished
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt
 from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.types import EngineConfig, Hole, InfillPrompt, Request, RequestParams
+from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 
 SENTENCES = Path(__file__).parent / "infill.jsonl"

@@ -27,8 +27,9 @@ from benchmarks.shapes import Shape, write
 from benchmarks.step import timed_ms
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.packing import PackedStep
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.strategies import FixedSchedule
-from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 
 LINES: dict[str, tuple[int, ...]] = {

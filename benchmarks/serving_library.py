@@ -19,8 +19,9 @@ from benchmarks import report
 from benchmarks.gateways import PeerError
 from benchmarks.serving_work import BLOCK, Work, random_prompt, works_of
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, FixedSchedule, Strategy
-from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 

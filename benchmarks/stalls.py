@@ -26,7 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import report
 from vdiff_grpc.engine.engine import Engine
-from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.prompt_types import TokensPrompt
+from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 
 _PROMPT = 16

@@ -33,6 +33,7 @@ from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.messages import StepReport
 from vdiff_grpc.engine.opened import OpenRequest
 from vdiff_grpc.engine.packing import pack
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.strategies import (
     ConfidenceThreshold,
     EntropyBound,
@@ -46,7 +47,6 @@ from vdiff_grpc.engine.types import (
     Granularity,
     Request,
     RequestParams,
-    TokensPrompt,
 )
 from vdiff_grpc.engine.validation import resolve
 

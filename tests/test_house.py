@@ -46,6 +46,7 @@ ONLY: dict[str, tuple[str, ...]] = {
 # Inside the engine: a file's rank; it imports what has a lower one, or stands in its own folder.
 ENGINE_ORDER = (
     ("strategies", "exact", "caches", "kernels", "constraints"),
+    ("prompt_types",),
     ("types", "events", "attention"),
     ("chat",),
     ("rng", "tokenizer", "messages", "columns", "pulse", "pace", "step_times"),

@@ -12,8 +12,9 @@ from benchmarks.ideal import Arrival, StepTimes, fixed_schedule, latencies
 from benchmarks.serving_library import Peers
 from benchmarks.serving_work import NEW_TOKENS, TOKENS_PER_STEP, Size
 from tests.engine.tools import LogitsRecorder, add, run_all, tiny_engine
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.strategies import FixedSchedule
-from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 
 
 def seconds(tokens: int, heads: int) -> float:

@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import scale, scale_plot, shapes, step
 from tests.docs.commands import ROOT, page
 from tests.engine.tools import add, finished, run, tiny_engine
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.strategies import FixedSchedule
-from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 
 SHAPE = shapes.Shape(vocab=512, hidden=64, intermediate=128)
 BASE = scale.Setting(rows=2, canvas=96, prompt=32, vocab=512)

@@ -18,6 +18,7 @@ from docs.memory import COPIES, TILE_COPIES, Sizes, sizes_of
 from tests.docs.commands import page
 from tests.engine.tools import GOLDEN, add, tiny_engine
 from vdiff_grpc.engine.decoding.stages import TILE_BYTES, Sampling, draw, tile_rows
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 from vdiff_grpc.engine.strategies import (
     DreamSchedule,
@@ -27,7 +28,7 @@ from vdiff_grpc.engine.strategies import (
     Klass,
     Strategy,
 )
-from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 
 # Of the published config.json files, what the sums need.
 PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {

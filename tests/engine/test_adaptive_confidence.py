@@ -10,15 +10,9 @@ import torch
 from tests.engine.tools import add, finished, run, run_all, tiny_engine, trajectory
 from vdiff_grpc.engine.decoding.adaptive_confidence import AdaptiveConfidenceRule, _limits
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import AdaptiveConfidence, ConfidenceThreshold
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 
 def accepted(

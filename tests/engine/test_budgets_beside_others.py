@@ -12,8 +12,9 @@ from tests.engine.tools import add, finished, run_all, tiny_engine
 from vdiff_grpc.engine.constraints.kinds import RegexConstraint
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Output
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import EntropyBound, FixedSchedule, Strategy
-from vdiff_grpc.engine.types import Hole, InfillPrompt, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 
 AT_ONCE_NS = 1  # what can never be kept: the utmost haste
 PATTERN = "(?:[a-c]{2}, )+(?:yes|no)"

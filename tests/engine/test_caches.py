@@ -26,15 +26,9 @@ from vdiff_grpc.engine.attention import AttentionLayout
 from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Event, Finished
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, EntropyBound, Klass, Wino
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 from vdiff_grpc.errors import InvalidRequestError
 
 SDAR, LLADA2, CAUSAL = (GOLDEN / f"tiny-{name}" for name in ("sdar", "llada2", "causal"))

@@ -19,17 +19,16 @@ from vdiff_grpc.engine.chat import ChatTemplate
 from vdiff_grpc.engine.constraints.kinds import JsonSchemaConstraint, RegexConstraint
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import FinishReason, Output
-from vdiff_grpc.engine.strategies import FreeDave
-from vdiff_grpc.engine.types import (
+from vdiff_grpc.engine.prompt_types import (
     ChatMessage,
     ChatPrompt,
-    Request,
-    RequestParams,
     Tool,
     ToolCall,
     ToolChoice,
     ToolMode,
 )
+from vdiff_grpc.engine.strategies import FreeDave
+from vdiff_grpc.engine.types import Request, RequestParams
 from vdiff_grpc.errors import InvalidRequestError
 
 ASK = (ChatMessage("user", "a"),)

@@ -11,6 +11,7 @@ import torch
 
 from tests.engine.tools import GOLDEN, LogitsRecorder, add, finished, run_all, tiny_engine
 from vdiff_grpc.engine.events import Event
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import (
     STRATEGIES,
     AdaptiveConfidence,
@@ -33,14 +34,7 @@ from vdiff_grpc.engine.strategies import (
     UniformNoise,
     Wino,
 )
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 # Low thresholds: a random model is never sure.
 _STRATEGIES = (

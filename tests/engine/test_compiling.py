@@ -6,13 +6,8 @@ import pytest
 
 from tests.engine.tools import GOLDEN, add, run_all, same_in_company, tiny_engine, trajectory
 from vdiff_grpc.engine.engine import Engine
-from vdiff_grpc.engine.types import (
-    EngineConfig,
-    Granularity,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.prompt_types import TokensPrompt
+from vdiff_grpc.engine.types import EngineConfig, Granularity, Request, RequestParams
 from vdiff_grpc.errors import CheckpointError
 
 REQUESTS = [

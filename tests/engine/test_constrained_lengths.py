@@ -15,8 +15,9 @@ from tests.engine.test_hole_lengths import lengths_of, without_passes
 from tests.engine.tools import add, finished, run_all, tiny_engine
 from vdiff_grpc.engine.constraints.kinds import ChoiceConstraint, Constraint, RegexConstraint
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, DreamSchedule, FixedSchedule
-from vdiff_grpc.engine.types import Hole, InfillPrompt, Request, RequestParams
+from vdiff_grpc.engine.types import Request, RequestParams
 from vdiff_grpc.errors import InvalidRequestError
 
 NUMBER = RegexConstraint("(?:[0-9]{4})+")

@@ -25,16 +25,12 @@ from vdiff_grpc.engine.constraints.kinds import (
 )
 from vdiff_grpc.engine.constraints.regex_process import compile_regex
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt
 from vdiff_grpc.engine.strategies import (
     Editing,
     FreeDave,
 )
-from vdiff_grpc.engine.types import (
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-)
+from vdiff_grpc.engine.types import Request, RequestParams
 from vdiff_grpc.errors import InvalidRequestError
 
 

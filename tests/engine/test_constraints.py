@@ -27,6 +27,7 @@ from vdiff_grpc.engine.constraints.regex_process import compile_regex
 from vdiff_grpc.engine.decoding.best_path import best_path
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Event, Finished, FinishReason, Output
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import (
     STRATEGIES,
     AdaptiveConfidence,
@@ -48,14 +49,7 @@ from vdiff_grpc.engine.strategies import (
     UniformNoise,
     Wino,
 )
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 from vdiff_grpc.errors import InvalidRequestError
 
 ABLE: tuple[Strategy, ...] = (

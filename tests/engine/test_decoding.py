@@ -23,6 +23,7 @@ from vdiff_grpc.engine.decoding.stages import (
     normaliser_and_entropy,
     tile_rows,
 )
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 from vdiff_grpc.engine.strategies import (
     AdaptiveParallel,
@@ -31,7 +32,7 @@ from vdiff_grpc.engine.strategies import (
     LeftToRight,
     Strategy,
 )
-from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 
 
 def candidates(confidence: list[float], order: list[float] | None = None) -> Candidates:

@@ -11,15 +11,8 @@ import pytest
 from training.tasks import HOLES, draw_digits, draw_row, row_ask, row_is_right, task_text
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Event, Finished, FinishReason
-from vdiff_grpc.engine.types import (
-    ChatMessage,
-    ChatPrompt,
-    EngineConfig,
-    Prompt,
-    Request,
-    RequestParams,
-    TextPrompt,
-)
+from vdiff_grpc.engine.prompt_types import ChatMessage, ChatPrompt, Prompt, TextPrompt
+from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 
 DEMO = Path(str(resources.files("vdiff_grpc") / "assets" / "demo"))

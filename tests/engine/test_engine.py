@@ -12,8 +12,9 @@ from vdiff_grpc.engine.decoding.registry import RULES
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Failed, Finished
 from vdiff_grpc.engine.packing import PackedStep
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import Klass, Wino
-from vdiff_grpc.engine.types import Hole, InfillPrompt, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 from vdiff_grpc.errors import DeadlineError, EngineFaultError, QueueFullError
 

@@ -16,8 +16,9 @@ from tests.engine.tools import GOLDEN, LogitsRecorder, add, run_all, tiny_engine
 from vdiff_grpc.engine.attention import FULL, AttentionLayout, block_causal
 from vdiff_grpc.engine.exact import whole_rows
 from vdiff_grpc.engine.models import experts, loader
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.strategies import DynamicThreshold, Editing, FixedSchedule
-from vdiff_grpc.engine.types import Granularity, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 CHECKPOINTS = ["tiny-llada-moe", "tiny-llada2"]
 RULES = {"tiny-llada-moe": FULL, "tiny-llada2": block_causal(8)}

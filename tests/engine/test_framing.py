@@ -15,18 +15,10 @@ from tests.engine.tools import finished, run, tiny_engine
 from tests.golden.test_masked_lm import build
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.models.checkpoint import Config
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, Prompt, TextPrompt, TokensPrompt
 from vdiff_grpc.engine.prompts import Violations, lay_out
 from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.types import (
-    Hole,
-    InfillPrompt,
-    Prompt,
-    Request,
-    RequestParams,
-    SpanKind,
-    TextPrompt,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Request, RequestParams, SpanKind
 from vdiff_grpc.errors import CheckpointError, InvalidRequestError
 
 PAD, UNK, CLS, SEP, MASK, BOS = range(6)

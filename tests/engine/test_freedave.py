@@ -12,15 +12,9 @@ import pytest
 from tests.engine.tools import GOLDEN, finished, run, same_in_company, tiny_engine
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Committed, Event, Finished, StepUpdate
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, FixedSchedule, FreeDave
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 CASES = [
     pytest.param(case, id=case["id"])

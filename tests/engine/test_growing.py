@@ -32,6 +32,7 @@ from vdiff_grpc.engine.events import (
 from vdiff_grpc.engine.growing import GrowingSequence, row_of
 from vdiff_grpc.engine.growth_checks import most_steps
 from vdiff_grpc.engine.likelihood import Scoring, begin_scoring
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, LengthChoice, TokensPrompt
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 from vdiff_grpc.engine.sequence import Sequence, State
 from vdiff_grpc.engine.strategies import (
@@ -47,15 +48,7 @@ from vdiff_grpc.engine.strategies import (
     LeftToRight,
     Remdm,
 )
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    LengthChoice,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 from vdiff_grpc.errors import InvalidRequestError
 
 Segment = str | tuple[int, ...] | Hole

@@ -12,16 +12,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from tests.engine.tools import GOLDEN, tiny_engine
 from tests.growth import DELETE, EXPAND, growing_checkpoint
 from vdiff_grpc.engine.models.registry import describe
-from vdiff_grpc.engine.types import (
-    GrowthTokens,
-    Hole,
-    InfillPrompt,
-    Prompt,
-    Request,
-    RequestParams,
-    TextPrompt,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, Prompt, TextPrompt, TokensPrompt
+from vdiff_grpc.engine.types import GrowthTokens, Request, RequestParams
 from vdiff_grpc.engine.validation import encode_prompt
 from vdiff_grpc.errors import CheckpointError
 

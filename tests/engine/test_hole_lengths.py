@@ -22,6 +22,7 @@ from tests.engine.tools import (
 from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.events import Event, Finished, FinishReason, LaidOut, Output
 from vdiff_grpc.engine.lengths import MAX_CANDIDATES, LengthSearch
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt
 from vdiff_grpc.engine.strategies import (
     ConfidenceThreshold,
     DreamOrder,
@@ -32,7 +33,7 @@ from vdiff_grpc.engine.strategies import (
     Remdm,
     Wino,
 )
-from vdiff_grpc.engine.types import Hole, InfillPrompt, Request, RequestParams
+from vdiff_grpc.engine.types import Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 
 Segment = str | tuple[int, ...] | Hole

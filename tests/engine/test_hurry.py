@@ -12,9 +12,10 @@ from vdiff_grpc.engine import strategies as s
 from vdiff_grpc.engine.columns import NO_HASTE, Haste
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Event, Finished
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.step_times import StepTimes
-from vdiff_grpc.engine.types import Granularity, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 from vdiff_grpc.errors import BudgetError, InvalidRequestError
 

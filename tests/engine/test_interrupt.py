@@ -7,9 +7,9 @@ from tests.engine.test_text import ByteTokens
 from tests.engine.tools import change
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.events import FinishReason
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import Wino
-from vdiff_grpc.engine.types import Hole, InfillPrompt, TokensPrompt
 
 END = INFO.end_token_ids[0]
 A, B, C, D = (ord(letter) for letter in "ABCD")  # the tiny vocabulary has 97 ids

@@ -18,9 +18,10 @@ from vdiff_grpc.engine.caches.pages import Lease
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Finished, FinishReason, Output
 from vdiff_grpc.engine.likelihood import NUM_LOOKS, Scoring, begin_scoring, is_scoring
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.sequence import CANVAS, Sequence
 from vdiff_grpc.engine.strategies import Editing, FreeDave, Remdm, Strategy, Wino
-from vdiff_grpc.engine.types import Hole, InfillPrompt, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 from vdiff_grpc.engine.validation import output_seed, resolve
 
 SDAR, CAUSAL, DREAM = GOLDEN / "tiny-sdar", GOLDEN / "tiny-causal", GOLDEN / "tiny-dream"

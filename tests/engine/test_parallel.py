@@ -22,13 +22,13 @@ from vdiff_grpc.engine.messages import Ended
 from vdiff_grpc.engine.parallel.messages import Part
 from vdiff_grpc.engine.parallel.model import ParallelModel
 from vdiff_grpc.engine.parallel.ranks import RankLostError, Ranks
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.types import (
     AttentionPattern,
     EngineConfig,
     Granularity,
     Request,
     RequestParams,
-    TokensPrompt,
 )
 from vdiff_grpc.errors import CheckpointError
 

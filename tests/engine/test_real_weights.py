@@ -15,15 +15,9 @@ import transformers
 
 from tests.engine.tools import add, finished, run, run_all, tiny_engine
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TextPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import ConfidenceThreshold
-from vdiff_grpc.engine.types import (
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TextPrompt,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Request, RequestParams
 
 FOLDER = os.environ.get("VDIFF_REAL_WEIGHTS", "")
 pytestmark = pytest.mark.skipif(

@@ -10,17 +10,10 @@ from tests.engine.tools import TINY, change
 from vdiff_grpc.engine.blocks import split_steps
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.models.registry import describe
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, Prompt, TokensPrompt
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import Wino
-from vdiff_grpc.engine.types import (
-    EngineConfig,
-    Hole,
-    InfillPrompt,
-    Prompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams
 from vdiff_grpc.engine.validation import limits_for, resolve
 
 INFO = describe(str(TINY))

@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 from tests.engine.tools import add, finished, run_all, tiny_engine
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import CanvasSnapshot, Committed, StepUpdate
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, Prompt, TokensPrompt
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, FixedSchedule, Remasking
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Prompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 
 @pytest.fixture(scope="module")

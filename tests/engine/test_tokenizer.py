@@ -9,9 +9,9 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
+from vdiff_grpc.engine.prompt_types import ChatMessage
 from vdiff_grpc.engine.text import TextStream
 from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.types import ChatMessage
 from vdiff_grpc.errors import CheckpointError
 
 USER = ChatMessage("user", "hi")

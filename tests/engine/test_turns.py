@@ -11,7 +11,8 @@ from tests.engine.test_company import mixed_requests
 from tests.engine.tools import GOLDEN, LogitsRecorder, finished, run_all, tiny_engine
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Event
-from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.prompt_types import TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 
 

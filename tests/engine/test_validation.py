@@ -12,6 +12,15 @@ import pytest
 from tests.conftest import TINY
 from vdiff_grpc import v1
 from vdiff_grpc.engine.models.registry import describe
+from vdiff_grpc.engine.prompt_types import (
+    ChatMessage,
+    ChatPrompt,
+    Hole,
+    InfillPrompt,
+    Prompt,
+    TextPrompt,
+    TokensPrompt,
+)
 from vdiff_grpc.engine.prompts import Violations
 from vdiff_grpc.engine.strategies import (
     STRATEGIES,
@@ -35,20 +44,13 @@ from vdiff_grpc.engine.strategies import (
 from vdiff_grpc.engine.strategy_checks import resolve_strategy, without_effect
 from vdiff_grpc.engine.types import (
     AttentionPattern,
-    ChatMessage,
-    ChatPrompt,
     EngineConfig,
-    Hole,
-    InfillPrompt,
     ModelInfo,
-    Prompt,
     Request,
     RequestParams,
     ResolvedRequest,
     Span,
     SpanKind,
-    TextPrompt,
-    TokensPrompt,
 )
 from vdiff_grpc.engine.validation import defaults, limits_for, output_seed, resolve
 from vdiff_grpc.errors import CheckpointError, InvalidRequestError

@@ -18,20 +18,14 @@ from vdiff_grpc.engine.auxiliary import Auxiliary
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Event
 from vdiff_grpc.engine.models import loader
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import (
     AdaptiveParallel,
     ConfidenceThreshold,
     LeftToRight,
     Strategy,
 )
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 DREAM, CAUSAL_LM = GOLDEN / "tiny-dream", GOLDEN / "tiny-causal"
 CASES = json.loads((GOLDEN / "apd_generate.json").read_text())["cases"]

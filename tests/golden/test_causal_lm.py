@@ -16,8 +16,9 @@ from tests.golden.test_masked_lm import random_weights
 from vdiff_grpc.engine.attention import CAUSAL, AttentionLayout
 from vdiff_grpc.engine.models import loader
 from vdiff_grpc.engine.models.registry import describe
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.strategies import LeftToRight
-from vdiff_grpc.engine.types import AttentionPattern, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import AttentionPattern, Request, RequestParams
 from vdiff_grpc.errors import CheckpointError
 
 VOCAB, LENGTHS = 61, (19, 1, 40, 19)

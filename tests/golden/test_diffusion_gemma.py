@@ -22,17 +22,10 @@ from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import Event, FinishReason, StepUpdate, UpdateKind
 from vdiff_grpc.engine.models import loader, registry
 from vdiff_grpc.engine.models.diffusion_gemma_network import CanvasState, DiffusionGemmaModel
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, UniformNoise
-from vdiff_grpc.engine.types import (
-    AttentionPattern,
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import AttentionPattern, Granularity, Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 from vdiff_grpc.errors import CheckpointError, InvalidRequestError
 

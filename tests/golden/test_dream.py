@@ -12,15 +12,9 @@ import torch
 from tests.engine.tools import GOLDEN, add, finished, run, run_all, tiny_engine, trajectory
 from tests.golden.fed import FedDraws, recorded_order
 from vdiff_grpc.engine.attention import FULL, AttentionLayout
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import DreamOrder, DreamSchedule, FixedSchedule
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 PATH = GOLDEN / "tiny-dream"
 CASES = [

@@ -12,9 +12,10 @@ import pytest
 from tests.engine.tools import GOLDEN, add, finished, run_all, tiny_engine
 from tests.growth import growing_checkpoint
 from vdiff_grpc.engine.growing import GrowingSequence
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import DreamOrder, DreamSchedule
-from vdiff_grpc.engine.types import Hole, InfillPrompt, Request, RequestParams
+from vdiff_grpc.engine.types import Request, RequestParams
 
 CASES = json.loads((GOLDEN / "dreamon_generate.json").read_text())["cases"]
 

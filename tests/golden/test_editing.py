@@ -9,15 +9,9 @@ import pytest
 
 from tests.engine.tools import GOLDEN, add, finished, run, run_all, tiny_engine
 from vdiff_grpc.engine.events import Event, StepUpdate, UpdateKind
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, Editing, FixedSchedule
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 CASES = [
     pytest.param(case, id=case["id"])

@@ -15,16 +15,10 @@ from tests.engine.tools import GOLDEN, finished, run, same_in_company, tiny_engi
 from vdiff_grpc.engine.decoding.entropy_bound import EntropyBoundRule
 from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group
 from vdiff_grpc.engine.decoding.stages import entropy
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, EntropyBound
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 CASES = [
     pytest.param(case, id=case["id"])

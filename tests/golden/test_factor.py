@@ -8,15 +8,9 @@ from typing import Any
 import pytest
 
 from tests.engine.tools import GOLDEN, add, finished, run, run_all, tiny_engine, trajectory
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import Factor, FixedSchedule
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 CASES = json.loads((GOLDEN / "fast_dllm_factor.json").read_text())["cases"]
 

@@ -12,9 +12,10 @@ from vdiff_grpc.engine.assembly import banned_ids
 from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.packing import PackedStep
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.runner import Runner
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, FixedSchedule
-from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 
 CASES = json.loads((GOLDEN / "fast_dllm_cache.json").read_text())["cases"]
 KINDS = {

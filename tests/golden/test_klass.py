@@ -20,16 +20,10 @@ from tests.engine.tools import (
 )
 from vdiff_grpc.engine.decoding.klass import KlassRule
 from vdiff_grpc.engine.decoding.rule import Action
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, Klass
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 
 RECORDED: list[dict[str, Any]] = json.loads((GOLDEN / "klass.json").read_text())["cases"]

@@ -11,8 +11,9 @@ import pytest
 from tests.engine.tools import GOLDEN, change, tiny_engine
 from vdiff_grpc.engine.columns import Action
 from vdiff_grpc.engine.likelihood import Scoring, looks, num_masked
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.sequence import Sequence
-from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 
 CASES = json.loads((GOLDEN / "llada_likelihood.json").read_text())["cases"]

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from tests.engine.tools import GOLDEN, finished, run, tiny_engine, trajectory
 from vdiff_grpc.engine.attention import FULL, AttentionLayout
 from vdiff_grpc.engine.models import loader
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, FixedSchedule, Remasking
-from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 
 
 def _cases(file: str) -> list[Any]:

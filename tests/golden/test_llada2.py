@@ -17,8 +17,9 @@ from tests.golden.test_llada_moe import change_config
 from vdiff_grpc.engine.attention import FULL, block_causal
 from vdiff_grpc.engine.models import loader
 from vdiff_grpc.engine.models.registry import describe
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.strategies import DynamicThreshold
-from vdiff_grpc.engine.types import AttentionPattern, Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.types import AttentionPattern, Request, RequestParams
 from vdiff_grpc.errors import CheckpointError
 
 CHECKPOINT = "tiny-llada2"

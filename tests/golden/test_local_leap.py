@@ -12,15 +12,9 @@ import torch
 from tests.engine.tools import GOLDEN, finished, run, same_in_company, tiny_engine, trajectory
 from vdiff_grpc.engine.decoding.local_leap import LocalLeapRule
 from vdiff_grpc.engine.decoding.rule import Candidates, Group
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, LocalLeap
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 RECORDED: list[dict[str, Any]] = json.loads((GOLDEN / "local_leap.json").read_text())["cases"]
 CASES = [pytest.param(case, id=case["id"]) for case in RECORDED]

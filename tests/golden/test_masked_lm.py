@@ -15,7 +15,8 @@ from tests.engine.tools import add, finished, run_all, tiny_engine
 from vdiff_grpc.engine.attention import FULL, AttentionLayout
 from vdiff_grpc.engine.models import loader
 from vdiff_grpc.engine.models.registry import describe
-from vdiff_grpc.engine.types import Request, RequestParams, TokensPrompt
+from vdiff_grpc.engine.prompt_types import TokensPrompt
+from vdiff_grpc.engine.types import Request, RequestParams
 from vdiff_grpc.errors import CheckpointError
 
 VOCAB, LENGTHS = 61, (19, 3, 40, 19, 1)

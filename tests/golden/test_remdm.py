@@ -13,16 +13,10 @@ import torch
 from tests.engine.tools import GOLDEN, finished, run, same_in_company, tiny_engine
 from vdiff_grpc.engine.decoding.remdm import Chances, chances
 from vdiff_grpc.engine.events import Event, StepUpdate, UpdateKind
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.rng import CounterNoise, NoiseRows
 from vdiff_grpc.engine.strategies import FixedSchedule, Remdm, RemdmMode
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 CASES = [
     pytest.param(case, id=case["id"])

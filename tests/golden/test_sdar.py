@@ -11,15 +11,9 @@ import pytest
 from tests.engine.tools import GOLDEN, add, finished, run, run_all, tiny_engine, trajectory
 from tests.golden.fed import FedDraws
 from vdiff_grpc.engine.engine import Engine
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.strategies import DynamicThreshold, FixedSchedule, LeftToRight, Strategy
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 
 PATH = GOLDEN / "tiny-sdar"
 CASES = json.loads((GOLDEN / "sdar_generate.json").read_text())["cases"]

@@ -13,16 +13,10 @@ from vdiff_grpc.engine.decoding.rule import Action
 from vdiff_grpc.engine.decoding.wino import WinoRule
 from vdiff_grpc.engine.events import Event, StepUpdate, UpdateKind
 from vdiff_grpc.engine.packing import pack
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, TokensPrompt
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.strategies import ConfidenceThreshold, Wino
-from vdiff_grpc.engine.types import (
-    Granularity,
-    Hole,
-    InfillPrompt,
-    Request,
-    RequestParams,
-    TokensPrompt,
-)
+from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
 
 RECORDED: list[dict[str, Any]] = json.loads((GOLDEN / "wino.json").read_text())["cases"]

@@ -12,8 +12,9 @@ from tests.conftest import TINY
 from vdiff_grpc import v1
 from vdiff_grpc.engine.events import Finished, FinishReason, Output, Tokens, TopTokens
 from vdiff_grpc.engine.models.registry import describe
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.strategies import STRATEGIES, DreamOrder, DreamSchedule, Remdm, Strategy
-from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams, SpanKind, TokensPrompt
+from vdiff_grpc.engine.types import EngineConfig, Request, RequestParams, SpanKind
 from vdiff_grpc.engine.validation import defaults, limits_for, resolve
 from vdiff_grpc.errors import FieldViolation
 from vdiff_grpc.server.convert import replies, requests

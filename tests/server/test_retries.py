@@ -15,7 +15,8 @@ from tests.server.test_limits import begun, wait_for
 from tests.server.test_quarantine import Clock
 from tests.server.test_request_stream import FINISHED, resolved
 from vdiff_grpc import keys, v1
-from vdiff_grpc.engine.types import Request, TokensPrompt
+from vdiff_grpc.engine.prompt_types import TokensPrompt
+from vdiff_grpc.engine.types import Request
 from vdiff_grpc.server.retries import Retries, content_of
 from vdiff_grpc.server.run import Run
 

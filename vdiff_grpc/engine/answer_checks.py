@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from vdiff_grpc.engine.prompts import Violations
 from vdiff_grpc.engine.strategies import Strategy
-from vdiff_grpc.engine.types import (
-    AttentionPattern,
-    EngineLimits,
-    Granularity,
-    ModelInfo,
-    Request,
-)
+from vdiff_grpc.engine.types import AttentionPattern, EngineLimits, Granularity, ModelInfo, Request
 
 # Of a unary reply; some 3 MB of positions, tokens, confidences and texts.
 MAX_TRAJECTORY_CHANGES = 2**17

@@ -16,7 +16,7 @@ import jinja2
 import jinja2.sandbox
 
 from vdiff_grpc.engine.constraints.calls import CLOSE, OPEN
-from vdiff_grpc.engine.types import ChatMessage, Tool, ToolCall
+from vdiff_grpc.engine.prompt_types import ChatMessage, Tool, ToolCall
 
 _PROBE = Tool("probe_it")
 _CALL = ToolCall("call_1", _PROBE.name, '{"x": 1}')

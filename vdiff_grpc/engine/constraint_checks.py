@@ -14,6 +14,7 @@ from vdiff_grpc.engine.constraints.kinds import (
     RegexConstraint,
 )
 from vdiff_grpc.engine.constraints.schema import NESTED
+from vdiff_grpc.engine.prompt_types import ChatPrompt, InfillPrompt
 from vdiff_grpc.engine.prompts import Violations
 from vdiff_grpc.engine.strategies import (
     AdaptiveParallel,
@@ -24,7 +25,7 @@ from vdiff_grpc.engine.strategies import (
 )
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.tool_checks import calls_constraint
-from vdiff_grpc.engine.types import ChatPrompt, InfillPrompt, ModelInfo, Request, Span, SpanKind
+from vdiff_grpc.engine.types import ModelInfo, Request, Span, SpanKind
 
 # Rules that fill in other tokens than those drawn for the canvas as it stands.
 _OWN_TOKENS: dict[type[Strategy], str] = {

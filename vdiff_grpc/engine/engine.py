@@ -28,6 +28,7 @@ from vdiff_grpc.engine.opened import OpenRequest
 from vdiff_grpc.engine.pace import Pace
 from vdiff_grpc.engine.parallel import model as parallel
 from vdiff_grpc.engine.parallel.ranks import RankLostError
+from vdiff_grpc.engine.prompt_types import TokensPrompt
 from vdiff_grpc.engine.rng import Noise
 from vdiff_grpc.engine.runner import RowStep
 from vdiff_grpc.engine.sequence import Sequence
@@ -41,7 +42,6 @@ from vdiff_grpc.engine.types import (
     RequestParams,
     ResolvedRequest,
     Statistics,
-    TokensPrompt,
 )
 from vdiff_grpc.engine.validation import limits_for, resolve
 from vdiff_grpc.errors import (

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.layout_checks import hole_ranges
+from vdiff_grpc.engine.prompt_types import Hole, InfillPrompt, LengthChoice
 from vdiff_grpc.engine.prompts import Violations
 from vdiff_grpc.engine.strategies import STRATEGIES, DreamOrder, DreamSchedule, Strategy
-from vdiff_grpc.engine.types import Hole, InfillPrompt, LengthChoice, ModelInfo, Request
+from vdiff_grpc.engine.types import ModelInfo, Request
 
 # Expand tokens of a hole, as a multiple of its longest length: the reference's expand_budget.
 EXPANSIONS = 2

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from vdiff_grpc.engine.prompts import Violations
-from vdiff_grpc.engine.strategies import AdaptiveParallel, Strategy
-from vdiff_grpc.engine.types import (
-    AttentionPattern,
+from vdiff_grpc.engine.prompt_types import (
     ChatPrompt,
     Hole,
     InfillPrompt,
-    ModelInfo,
     Prompt,
-    Span,
-    SpanKind,
     TextPrompt,
     TokensPrompt,
 )
+from vdiff_grpc.engine.prompts import Violations
+from vdiff_grpc.engine.strategies import AdaptiveParallel, Strategy
+from vdiff_grpc.engine.types import AttentionPattern, ModelInfo, Span, SpanKind
 
 
 def hole_ranges(prompt: Prompt) -> tuple[tuple[int, int], ...]:

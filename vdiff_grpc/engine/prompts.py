@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.types import (
+from vdiff_grpc.engine.prompt_types import (
     ChatPrompt,
     Hole,
     InfillPrompt,
-    ModelInfo,
     Prompt,
-    Span,
-    SpanKind,
     TextPrompt,
     TokensPrompt,
 )
+from vdiff_grpc.engine.tokenizer import Tokenizer
+from vdiff_grpc.engine.types import ModelInfo, Span, SpanKind
 from vdiff_grpc.errors import FieldViolation, InvalidRequestError
 
 MAX_SEGMENTS = 256

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from vdiff_grpc.engine.chat import ChatTemplate
 from vdiff_grpc.engine.constraints.calls import CLOSE, OPEN
-from vdiff_grpc.engine.types import ChatMessage, Tool
+from vdiff_grpc.engine.prompt_types import ChatMessage, Tool
 from vdiff_grpc.errors import CheckpointError
 
 

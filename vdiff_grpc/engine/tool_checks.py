@@ -9,9 +9,10 @@ import json
 import re
 
 from vdiff_grpc.engine.constraints.kinds import CallsConstraint, Constraint
+from vdiff_grpc.engine.prompt_types import ChatMessage, ChatPrompt, Prompt, ToolChoice, ToolMode
 from vdiff_grpc.engine.prompts import Violations
 from vdiff_grpc.engine.tokenizer import Tokenizer
-from vdiff_grpc.engine.types import ChatMessage, ChatPrompt, ModelInfo, Prompt, ToolChoice, ToolMode
+from vdiff_grpc.engine.types import ModelInfo
 
 MAX_TOOLS = 128
 _NAME = re.compile("[a-zA-Z0-9_-]{1,64}")

@@ -29,6 +29,7 @@ from vdiff_grpc.engine.layout_checks import (
     prompt_field,
     surplus,
 )
+from vdiff_grpc.engine.prompt_types import InfillPrompt, LengthChoice, Prompt, TextPrompt
 from vdiff_grpc.engine.prompts import Violations, lay_out
 from vdiff_grpc.engine.stop_checks import check_stop_ids, check_stops
 from vdiff_grpc.engine.strategies import AdaptiveParallel, FixedSchedule, Strategy
@@ -47,17 +48,13 @@ from vdiff_grpc.engine.types import (
     AttentionPattern,
     EngineConfig,
     EngineLimits,
-    InfillPrompt,
-    LengthChoice,
     ModelInfo,
-    Prompt,
     Request,
     RequestParams,
     ResolvedRequest,
     SamplingParams,
     Span,
     SpanKind,
-    TextPrompt,
 )
 from vdiff_grpc.errors import CheckpointError
 

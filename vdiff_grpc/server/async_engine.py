@@ -16,13 +16,13 @@ from typing import TypeVar
 from vdiff_grpc.engine import validation
 from vdiff_grpc.engine.constraint_checks import must_build
 from vdiff_grpc.engine.messages import StepReport, Timing
+from vdiff_grpc.engine.prompt_types import Prompt
 from vdiff_grpc.engine.tokenizer import Tokenizer
 from vdiff_grpc.engine.types import (
     EngineConfig,
     EngineLimits,
     EngineState,
     ModelInfo,
-    Prompt,
     Request,
     ResolvedRequest,
     SamplingParams,

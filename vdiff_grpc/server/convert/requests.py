@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from vdiff_grpc import v1, vllm
-from vdiff_grpc.engine import types
+from vdiff_grpc.engine import prompt_types, types
 from vdiff_grpc.engine.caches.kinds import CacheKind
 from vdiff_grpc.engine.constraints import kinds as constraints
 from vdiff_grpc.errors import FieldViolation, InvalidRequestError
@@ -31,16 +31,16 @@ _ROLES = {
     v1.ROLE_TOOL: "tool",
 }
 _TOOL_MODES = {
-    v1.TOOL_MODE_UNSPECIFIED: types.ToolMode.AUTO,
-    v1.TOOL_MODE_NONE: types.ToolMode.NONE,
-    v1.TOOL_MODE_AUTO: types.ToolMode.AUTO,
-    v1.TOOL_MODE_REQUIRED: types.ToolMode.REQUIRED,
+    v1.TOOL_MODE_UNSPECIFIED: prompt_types.ToolMode.AUTO,
+    v1.TOOL_MODE_NONE: prompt_types.ToolMode.NONE,
+    v1.TOOL_MODE_AUTO: prompt_types.ToolMode.AUTO,
+    v1.TOOL_MODE_REQUIRED: prompt_types.ToolMode.REQUIRED,
 }
 _CACHES: dict[int, CacheKind] = {
     getattr(v1, f"CACHE_POLICY_{kind.name}"): kind for kind in CacheKind
 }
-_LENGTH_CHOICES: dict[int, types.LengthChoice] = {
-    getattr(v1, f"HOLE_LENGTHS_{choice.name}"): choice for choice in types.LengthChoice
+_LENGTH_CHOICES: dict[int, prompt_types.LengthChoice] = {
+    getattr(v1, f"HOLE_LENGTHS_{choice.name}"): choice for choice in prompt_types.LengthChoice
 }
 _GRANULARITIES = {
     v1.GRANULARITY_UNSPECIFIED: types.Granularity.COMMITTED,
@@ -123,8 +123,8 @@ def request_of(
     violations: list[FieldViolation] = []
     prompt = _prompt(spec, violations)
     if spec.HasField("suffix"):
-        if isinstance(prompt, types.TextPrompt):
-            prompt = types.TextPrompt(prompt.text, spec.suffix)
+        if isinstance(prompt, prompt_types.TextPrompt):
+            prompt = prompt_types.TextPrompt(prompt.text, spec.suffix)
         else:
             violations.append(FieldViolation("suffix", "suffix needs the input to be text"))
     params = _params(spec.sampling, spec.diffusion, violations)
@@ -148,7 +148,7 @@ def request_of(
     )
 
 
-def prompt_of(request: v1.CountTokensRequest) -> types.Prompt:
+def prompt_of(request: v1.CountTokensRequest) -> prompt_types.Prompt:
     violations: list[FieldViolation] = []
     prompt = _prompt(request, violations)
     if violations or prompt is None:
@@ -183,12 +183,12 @@ def _unknown_fields(message: Message, path: str) -> Iterator[FieldViolation]:
 
 def _prompt(
     message: v1.GenerationSpec | v1.CountTokensRequest, violations: list[FieldViolation]
-) -> types.Prompt | None:
+) -> prompt_types.Prompt | None:
     match message.WhichOneof("input"):
         case "text":
-            return types.TextPrompt(message.text)
+            return prompt_types.TextPrompt(message.text)
         case "token_ids":
-            return types.TokensPrompt(tuple(message.token_ids.ids))
+            return prompt_types.TokensPrompt(tuple(message.token_ids.ids))
         case "chat":
             return _chat(message.chat, violations)
         case "infill":
@@ -198,24 +198,28 @@ def _prompt(
             return None
 
 
-def _chat(chat: v1.ChatInput, violations: list[FieldViolation]) -> types.ChatPrompt:
+def _chat(chat: v1.ChatInput, violations: list[FieldViolation]) -> prompt_types.ChatPrompt:
     turns = []
     for index, message in enumerate(chat.messages):
         role = _ROLES.get(message.role)
         if role is None:
             violations.append(_not_in_enum(f"chat.messages[{index}].role", message.role))
         else:
-            calls = (types.ToolCall(c.id, c.name, c.arguments) for c in message.tool_calls)
+            calls = (prompt_types.ToolCall(c.id, c.name, c.arguments) for c in message.tool_calls)
             turns.append(
-                types.ChatMessage(
+                prompt_types.ChatMessage(
                     role, message.content, tuple(calls), message.tool_call_id, message.name
                 )
             )
-    tools = tuple(types.Tool(tool.name, tool.description, tool.parameters) for tool in chat.tools)
-    return types.ChatPrompt(tuple(turns), tools, _tool_choice(chat, violations))
+    tools = tuple(
+        prompt_types.Tool(tool.name, tool.description, tool.parameters) for tool in chat.tools
+    )
+    return prompt_types.ChatPrompt(tuple(turns), tools, _tool_choice(chat, violations))
 
 
-def _tool_choice(chat: v1.ChatInput, violations: list[FieldViolation]) -> types.ToolChoice | None:
+def _tool_choice(
+    chat: v1.ChatInput, violations: list[FieldViolation]
+) -> prompt_types.ToolChoice | None:
     if not chat.HasField("tool_choice"):
         return None
     asked = chat.tool_choice
@@ -224,18 +228,18 @@ def _tool_choice(chat: v1.ChatInput, violations: list[FieldViolation]) -> types.
         if not asked.name:
             what = "chat.tool_choice.name is empty"
             violations.append(FieldViolation("chat.tool_choice.name", what))
-        return types.ToolChoice(types.ToolMode.REQUIRED, asked.name, parallel)
+        return prompt_types.ToolChoice(prompt_types.ToolMode.REQUIRED, asked.name, parallel)
     mode = _TOOL_MODES.get(asked.mode)
     if mode is None:
         violations.append(_not_in_enum("chat.tool_choice.mode", asked.mode))
         return None
-    return types.ToolChoice(mode, parallel=parallel)
+    return prompt_types.ToolChoice(mode, parallel=parallel)
 
 
 def _infill(
     segments: Iterable[v1.InfillSegment], violations: list[FieldViolation]
-) -> types.InfillPrompt:
-    parts: list[str | tuple[int, ...] | types.Hole] = []
+) -> prompt_types.InfillPrompt:
+    parts: list[str | tuple[int, ...] | prompt_types.Hole] = []
     for index, segment in enumerate(segments):
         match segment.WhichOneof("kind"):
             case "text":
@@ -250,11 +254,11 @@ def _infill(
                 field = f"infill.segments[{index}]"
                 what = f"{field} is not set; it must be one of text, token_ids, hole"
                 violations.append(FieldViolation(field, what))
-    return types.InfillPrompt(tuple(parts))
+    return prompt_types.InfillPrompt(tuple(parts))
 
 
-def _hole(hole: v1.Hole, constraint: constraints.Constraint | None) -> types.Hole:
-    return types.Hole(
+def _hole(hole: v1.Hole, constraint: constraints.Constraint | None) -> prompt_types.Hole:
+    return prompt_types.Hole(
         hole.length,
         hole.min_length if hole.HasField("min_length") else None,
         hole.max_length if hole.HasField("max_length") else None,
@@ -310,7 +314,7 @@ def _params(
 
 def _hole_lengths(
     diffusion: v1.DiffusionParams, violations: list[FieldViolation]
-) -> types.LengthChoice | None:
+) -> prompt_types.LengthChoice | None:
     if diffusion.hole_lengths == v1.HOLE_LENGTHS_UNSPECIFIED:
         return None
     choice = _LENGTH_CHOICES.get(diffusion.hole_lengths)

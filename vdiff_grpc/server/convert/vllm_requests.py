@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vdiff_grpc import vllm
-from vdiff_grpc.engine import types
+from vdiff_grpc.engine import prompt_types, types
 from vdiff_grpc.errors import FieldViolation, InvalidRequestError
 
 _MAX_ABORTED = 1024
@@ -56,9 +56,11 @@ def request_of(request: vllm.GenerateRequest, name: str) -> types.Request:
     violations = [*_unserved(request), *_unserved_params(request.sampling_params)]
     match request.WhichOneof("input"):
         case "tokenized":
-            prompt: types.Prompt = types.TokensPrompt(tuple(request.tokenized.input_ids))
+            prompt: prompt_types.Prompt = prompt_types.TokensPrompt(
+                tuple(request.tokenized.input_ids)
+            )
         case "text":
-            prompt = types.TextPrompt(request.text)
+            prompt = prompt_types.TextPrompt(request.text)
         case _:
             what = "input is not set; it must be one of tokenized, text"
             violations.append(FieldViolation("input", what))
