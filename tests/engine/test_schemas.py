@@ -161,3 +161,9 @@ def test_a_pattern_is_found_where_a_search_finds_it() -> None:
     begin = time.process_time()
     assert not is_found("^(((a*)*)*)*$", "a" * 60 + "b", "")
     assert time.process_time() - begin < 5
+
+
+@pytest.mark.parametrize("schema", ["true", '{"minimum":1}'])
+def test_what_begins_with_a_number_is_built_in_time(schema: str) -> None:
+    table, _ = byte_automaton(regex_of(JsonSchemaConstraint(schema)))
+    assert len(table) < 1000
