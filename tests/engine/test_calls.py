@@ -259,7 +259,7 @@ CALL = ToolCall("1", "f", "{}")
         (
             with_schema('{"properties": {"a": {"items": {"minlength": 1}}}}'),
             "chat.tools[1].parameters.properties.a.items.minlength",
-            "not supported",
+            "minLength is one",
         ),
         (
             with_schema(json.dumps({"description": "a" * 270000})),
