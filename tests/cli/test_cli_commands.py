@@ -164,8 +164,11 @@ def test_every_field_of_a_request_has_a_flag() -> None:
     for shape in (["x", "--suffix", "b"], ["x", "--chat"], ["{{2}}", "--infill"]):
         fields = read_ask(parser.parse_args([*shape, *words])).fields
         said |= {name for name, value in fields.items() if value not in (None, "")}
-    # Token ids are no words, and how a canvas filled in is asked for with --json.
-    assert said == SpecFields.__annotations__.keys() - {"token_ids", "return_trajectory"}
+    # Token ids are no words, who has functions writes a program, and how a canvas filled in is
+    # asked for with --json.
+    tools = {"tools", "tool_choice", "parallel_tool_calls"}
+    others = {"token_ids", "return_trajectory"} | tools
+    assert said == SpecFields.__annotations__.keys() - others
 
 
 def test_a_schema_is_a_file_standard_input_or_the_flag_itself(

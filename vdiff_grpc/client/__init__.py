@@ -52,6 +52,7 @@ from vdiff_grpc.client.strategies import (
 )
 from vdiff_grpc.client.sync import Client
 from vdiff_grpc.client.templates import template
+from vdiff_grpc.client.tools import calls, tool
 from vdiff_grpc.errors import FieldViolation
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "adaptive_confidence",
     "adaptive_parallel",
     "build_spec",
+    "calls",
     "characters",
     "choice",
     "confidence_threshold",
@@ -104,6 +106,7 @@ __all__ = [
     "reopen",
     "strategy",
     "template",
+    "tool",
     "uniform_noise",
     "wino",
 ]

@@ -11,11 +11,12 @@ from typing import Any, Literal, TypeAlias, TypedDict, TypeVar
 from vdiff_grpc import v1
 from vdiff_grpc.client.constraints import checked
 from vdiff_grpc.client.strategies import Strategy, strategy_name
+from vdiff_grpc.client.tools import chat_input
 
 T = TypeVar("T")
-Role: TypeAlias = Literal["system", "user", "assistant"]
+Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 Granularity: TypeAlias = Literal["committed", "steps", "snapshots"]
-Message: TypeAlias = v1.ChatMessage | Mapping[str, str]
+Message: TypeAlias = v1.ChatMessage | Mapping[str, Any]
 Cache: TypeAlias = Literal["none", "settled", "prefix", "dual"]
 HoleLengths: TypeAlias = Literal["confidence", "native"]
 Segment: TypeAlias = str | Sequence[int] | v1.Hole
@@ -25,6 +26,7 @@ _ROLES: dict[str, v1.Role] = {
     "system": v1.ROLE_SYSTEM,
     "user": v1.ROLE_USER,
     "assistant": v1.ROLE_ASSISTANT,
+    "tool": v1.ROLE_TOOL,
 }
 _CACHES: dict[str, Any] = {
     name.removeprefix("CACHE_POLICY_").lower(): number
@@ -47,6 +49,9 @@ class InputFields(TypedDict, total=False):
 
     token_ids: Iterable[int] | None
     messages: Iterable[Message] | None  # {"role": ..., "content": ...}
+    tools: Iterable[v1.Tool] | None  # with messages: tool(name, schema), ...
+    tool_choice: str | v1.ToolChoice | None  # none, auto, required, or a function's name
+    parallel_tool_calls: bool | None
     infill: Iterable[Segment] | None  # text, token ids or hole(length), in order; template("...")
     model: str
 
@@ -106,6 +111,9 @@ def build_spec(
     text: str | None = None,
     token_ids: Iterable[int] | None = None,
     messages: Iterable[Message] | None = None,
+    tools: Iterable[v1.Tool] | None = None,
+    tool_choice: str | v1.ToolChoice | None = None,
+    parallel_tool_calls: bool | None = None,
     infill: Iterable[Segment] | None = None,
     model: str = "",
     suffix: str | None = None,
@@ -136,7 +144,15 @@ def build_spec(
     constraint: v1.Constraint | None = None,
 ) -> v1.GenerationSpec:
     """The spec of both RPCs. ValueError when the input is not exactly one."""
-    given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
+    given = build_input(
+        text=text,
+        token_ids=token_ids,
+        messages=messages,
+        tools=tools,
+        tool_choice=tool_choice,
+        parallel_tool_calls=parallel_tool_calls,
+        infill=infill,
+    )
     strings = [stop] if isinstance(stop, str) else list(stop or ())
     stop_ids = list(stop_token_ids or ())
     diffusion = v1.DiffusionParams(
@@ -192,6 +208,9 @@ def build_input(
     text: str | None = None,
     token_ids: Iterable[int] | None = None,
     messages: Iterable[Message] | None = None,
+    tools: Iterable[v1.Tool] | None = None,
+    tool_choice: str | v1.ToolChoice | None = None,
+    parallel_tool_calls: bool | None = None,
     infill: Iterable[Segment] | None = None,
 ) -> ModelInput:
     """The one input that is given, as the contract has it."""
@@ -201,7 +220,11 @@ def build_input(
     if token_ids is not None:
         given.append(("token_ids", v1.TokenIds(ids=token_ids)))
     if messages is not None:
-        given.append(("messages", v1.ChatInput(messages=[_message(m) for m in messages])))
+        told = [_message(m) for m in messages]
+        chat = chat_input(told, tools, tool_choice, parallel_tool_calls)
+        given.append(("messages", chat))
+    elif (tools, tool_choice, parallel_tool_calls) != (None, None, None):
+        raise ValueError("tools, tool_choice and parallel_tool_calls need messages")
     if infill is not None:
         given.append(("infill", v1.InfillTemplate(segments=[_segment(s) for s in infill])))
     if len(given) != 1:
@@ -227,11 +250,22 @@ def build_count(
     text: str | None = None,
     token_ids: Iterable[int] | None = None,
     messages: Iterable[Message] | None = None,
+    tools: Iterable[v1.Tool] | None = None,
+    tool_choice: str | v1.ToolChoice | None = None,
+    parallel_tool_calls: bool | None = None,
     infill: Iterable[Segment] | None = None,
     model: str = "",
 ) -> v1.CountTokensRequest:
     """The request of CountTokens."""
-    given = build_input(text=text, token_ids=token_ids, messages=messages, infill=infill)
+    given = build_input(
+        text=text,
+        token_ids=token_ids,
+        messages=messages,
+        tools=tools,
+        tool_choice=tool_choice,
+        parallel_tool_calls=parallel_tool_calls,
+        infill=infill,
+    )
     return v1.CountTokensRequest(
         model=model,
         text=given if isinstance(given, str) else None,
@@ -244,7 +278,13 @@ def build_count(
 def _message(message: Message) -> v1.ChatMessage:
     if isinstance(message, v1.ChatMessage):
         return message
-    return v1.ChatMessage(role=_choice("role", message["role"], _ROLES), content=message["content"])
+    return v1.ChatMessage(
+        role=_choice("role", message["role"], _ROLES),
+        content=message.get("content") if message.get("tool_calls") else message["content"],
+        tool_calls=message.get("tool_calls"),
+        tool_call_id=message.get("tool_call_id"),
+        name=message.get("name"),
+    )
 
 
 def _segment(segment: Segment) -> v1.InfillSegment:
