@@ -27,8 +27,10 @@ def test_an_answer_s_calls_are_read_and_sent_back(demo_address: str) -> None:
             {"role": "assistant", "tool_calls": [call]},
             {"role": "tool", "content": "yes", "tool_call_id": call.id},
         ]
-        longer = client.count_tokens(messages=back, tools=told).token_ids
-        assert len(longer) > len(client.count_tokens(messages=[ASK], tools=told).token_ids)
+        longer = client.count_tokens(messages=back, tools=told, tool_choice="tell").token_ids
+        assert len(longer) > len(
+            client.count_tokens(messages=[ASK], tools=told, tool_choice="tell").token_ids
+        )
         answer = client.generate(messages=back, tools=told, tool_choice="none", max_new_tokens=4)
         assert not calls(answer.outputs[0].text)
 
