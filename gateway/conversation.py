@@ -12,7 +12,7 @@ from msgspec import UnsetType
 from vdiff_grpc import v1
 
 from .openai import ChatMessage, ContentPart
-from .openai_responses import InputItem, InputPart
+from .openai_responses import InputItem, InputPart, ResultPart
 
 _ROLES = {
     "system": v1.ROLE_SYSTEM,
@@ -50,7 +50,7 @@ def add_item(chat: v1.ChatInput, item: InputItem) -> None:
             chat.messages.add(role=_ROLES[str(item.role)], content=_text(item.content or ""))
 
 
-def _text(content: str | Iterable[ContentPart | InputPart] | UnsetType) -> str:
+def _text(content: str | Iterable[ContentPart | InputPart | ResultPart] | UnsetType) -> str:
     if isinstance(content, str | UnsetType):
         return content or ""
     return "".join(part.text for part in content if isinstance(part.text, str))

@@ -224,7 +224,7 @@ def _job(
         names = replace(names, constraint=name)
         for spec in specs:
             if constraint is not None:
-                _holder(spec).constraint.CopyFrom(constraint)
+                _holder(spec, names).constraint.CopyFrom(constraint)
     options = request.stream_options if isinstance(request, GenerationFields) else None
     return Job(
         request=request,
@@ -237,9 +237,10 @@ def _job(
     )
 
 
-def _holder(spec: v1.GenerationSpec) -> v1.GenerationSpec | v1.Hole:
+def _holder(spec: v1.GenerationSpec, names: Names) -> v1.GenerationSpec | v1.Hole:
     """What a constraint is set on: a gap of a length to be chosen has its own."""
-    return spec.infill.segments[1].hole if spec.HasField("infill") else spec
+    is_gap = spec.HasField("infill") and names.holes is None
+    return spec.infill.segments[1].hole if is_gap else spec
 
 
 def _set_text(
@@ -364,7 +365,8 @@ def _client_name(path: str, names: Names, prompt_index: int) -> str | None:
         return prompt
     if path == "latency_budget":
         return "latency_budget_ms"
-    path = path.removeprefix("infill.segments[1].hole.") if ".hole.constraint" in path else path
+    if names.holes is None and ".hole.constraint" in path:
+        path = path.removeprefix("infill.segments[1].hole.")
     if path.startswith("constraint"):
         return client_name(path, names.constraint)
     if path in ("model", "suffix", "priority", "return_trajectory"):

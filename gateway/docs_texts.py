@@ -36,6 +36,7 @@ def complete(components: dict[str, Any]) -> None:
     """Says of each object what it must have, by its type; others are refused."""
     for name, field in (
         ("InputPart", "text"),
+        ("ResultPart", "text"),
         ("ContentPart", "text"),
         ("Tool", "function"),
         ("FunctionChoice", "function"),

@@ -40,6 +40,11 @@ class InputPart(Struct, kw_only=True):
     text: str | UnsetType = UNSET
 
 
+class ResultPart(Struct, kw_only=True):
+    type: Annotated[str, Meta(extra_json_schema={"enum": ["input_text"]})]
+    text: str | UnsetType = UNSET
+
+
 class InputItem(Struct, kw_only=True):
     """A message of the conversation, a call or what it returned; also as an earlier answer's output."""
 
@@ -61,7 +66,7 @@ class InputItem(Struct, kw_only=True):
         str | UnsetType, Meta(description="Of a call: a JSON object, as JSON.")
     ] = UNSET
     output: Annotated[
-        str | list[InputPart] | UnsetType, Meta(description="What the function returned.")
+        str | list[ResultPart] | UnsetType, Meta(description="What the function returned.")
     ] = UNSET
 
 

@@ -20,7 +20,7 @@ from .openai import (
     FimRequest,
     GenerationFields,
 )
-from .openai_responses import LOGPROBS, InputItem, InputPart, ResponseRequest
+from .openai_responses import LOGPROBS, InputItem, InputPart, ResponseRequest, ResultPart
 from .tools import check_type
 
 _Rule = tuple[str, Callable[[Any], bool], str]
@@ -223,13 +223,15 @@ def _check_message(message: ChatMessage, path: str) -> None:
 
 
 def _check_item(item: InputItem, path: str) -> None:
+    if not isinstance(item.output, UnsetType):
+        _check_content(item.output, path, ("input_text",), "output")
+    if isinstance(item.content, str | list):
+        _check_content(item.content, path, ("input_text", "output_text"))
     if item.type == "function_call":
         _check_given(item, path, "call_id", "name", "arguments")
         return
     if item.type == "function_call_output":
         _check_given(item, path, "call_id", "output")
-        if not isinstance(item.output, UnsetType):
-            _check_content(item.output, path, ("input_text",), "output")
         return
     if item.type not in ("message", None):
         raise _wrong_type(path, item.type, ("message", "function_call", "function_call_output"))
@@ -237,7 +239,6 @@ def _check_item(item: InputItem, path: str) -> None:
         raise missing(f"{path}.role")
     if item.content is UNSET or item.content is None:
         raise missing(f"{path}.content")
-    _check_content(item.content, path, ("input_text", "output_text"))
 
 
 def _check_given(item: InputItem, path: str, *names: str) -> None:
@@ -247,7 +248,7 @@ def _check_given(item: InputItem, path: str, *names: str) -> None:
 
 
 def _check_content(
-    content: str | Sequence[ContentPart | InputPart],
+    content: str | Sequence[ContentPart | InputPart | ResultPart],
     path: str,
     types: tuple[str, ...],
     name: str = "content",

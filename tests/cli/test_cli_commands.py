@@ -158,6 +158,7 @@ def test_every_field_of_a_request_has_a_flag() -> None:
         "regex",
     )
     words = ["--ignore-eos", "--partial-on-deadline", "--cache=none"]
+    words += ["--hole-lengths=native"]
     words += [f"--{name}=1" for name in valued]
     said = set()
     for shape in (["x", "--suffix", "b"], ["x", "--chat"], ["{{2}}", "--infill"]):
@@ -192,8 +193,12 @@ def test_a_schema_is_a_file_standard_input_or_the_flag_itself(
         ),
         (["-", "--json-schema", "-"], "cannot both be standard input"),
         (
-            ["a", "--json-schema", '{"type": "object", "properties": {"b": {"not": {}}}}'],
-            "not is not supported at constraint.json_schema.properties.b.not [INVALID_FIELD]",
+            [
+                "a",
+                "--json-schema",
+                '{"type": "object", "properties": {"b": {"$dynamicRef": "#x"}}}',
+            ],
+            "$dynamicRef is not supported at constraint.json_schema.properties.b.$dynamicRef [INVALID_FIELD]",
         ),
         (["{{2:regex=[}}", "--infill"], "at infill.segments[0].hole.constraint.regex"),
         (["a", "--latency-budget", "0"], "latency_budget"),

@@ -249,18 +249,22 @@ CALL = ToolCall("1", "f", "{}")
             "chat.tool_choice",
             "no tool has the name 'g'",
         ),
-        (with_schema('{"not": {}}'), "chat.tools[1].parameters.not", "not supported"),
+        (
+            with_schema('{"$dynamicRef": "#x"}'),
+            "chat.tools[1].parameters.$dynamicRef",
+            "not supported",
+        ),
         (with_schema('{"type": "array"}'), "chat.tools[1].parameters.type", "an object"),
         (with_schema("[]"), "chat.tools[1].parameters", "an object"),
         (
-            with_schema('{"properties": {"a": {"items": {"if": {}}}}}'),
-            "chat.tools[1].parameters.properties.a.items.if",
-            "not supported",
+            with_schema('{"properties": {"a": {"items": {"minlength": 1}}}}'),
+            "chat.tools[1].parameters.properties.a.items.minlength",
+            "minLength is one",
         ),
         (
-            with_schema(json.dumps({"description": "a" * 40000})),
+            with_schema(json.dumps({"description": "a" * 270000})),
             "chat.tools",
-            "the limit is 32768",
+            "the limit is 262144",
         ),
         (
             ChatPrompt((ChatMessage("user", "a", (CALL,)),)),
@@ -311,9 +315,9 @@ def test_what_tools_cannot_stand_beside_is_refused(tagged: Engine, plain: Engine
     assert set(found) == {"chat.tools", "sampling.stop"}
     short = Request(ChatPrompt(ASK, (AGE,), ONE), RequestParams(max_new_tokens=8))
     assert "more than there are (8)" in refused(tagged, short)["chat.tools"]
-    other = JsonSchemaConstraint('{"not": {}}')
+    other = JsonSchemaConstraint('{"$dynamicRef": "#x"}')
     found = refused(tagged, Request(ChatPrompt(ASK, (AGE,), ONE), constraint=other))
-    assert list(found) == ["constraint.json_schema.not"]
+    assert list(found) == ["constraint.json_schema.$dynamicRef"]
 
 
 # --- what the model reads ----------------------------------------------------------

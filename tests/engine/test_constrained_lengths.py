@@ -84,7 +84,7 @@ def test_the_length_is_that_of_the_best_path_with_the_highest_mean_confidence(
 ) -> None:
     params = {"strategy": ConfidenceThreshold(1e-9), "temperature": 0.0}
     picks = set()
-    for before in range(6):
+    for before in range(4):
         scores = {}
         for length in range(1, 8):
             request = asked((before, 7), Hole(length, constraint=WORDS), (8,), **params)
@@ -125,3 +125,13 @@ def test_a_range_without_a_length_that_can_be_filled_is_refused(engine: Engine) 
     (violation,) = caught.value.violations
     assert violation.field == "infill.segments[1].hole.constraint.choice"
     assert "no answer has from 4 to 6 tokens" in violation.description
+
+
+def test_where_one_length_is_left_nothing_has_to_be_chosen(engine: Engine) -> None:
+    word = ChoiceConstraint(("q",))
+    open_ = asked((1,), open_hole(1, 6, word), (2,), open_hole(1, 3, word), (3,))
+    add(engine, 1, open_)
+    events = run_all(engine)[1]
+    fixed = asked((1,), Hole(1, constraint=word), (2,), Hole(1, constraint=word), (3,))
+    add(engine, 2, fixed)
+    assert finished(events).outputs == finished(run_all(engine)[2]).outputs

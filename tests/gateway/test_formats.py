@@ -76,8 +76,8 @@ def test_vllms_names_of_a_regex_and_a_choice(client: openai.OpenAI) -> None:
     ("schema", "param"),
     [
         (
-            {"properties": {"a": {"not": {}}}},
-            "response_format.json_schema.schema.properties.a.not",
+            {"properties": {"a": {"$dynamicRef": "#x"}}},
+            "response_format.json_schema.schema.properties.a.$dynamicRef",
         ),
         ({"type": "string", "minLength": 300}, "response_format.json_schema.schema"),
     ],

@@ -258,7 +258,7 @@ def named(name: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
 
 
-BAD = {"type": "object", "properties": {"a": {"not": {}}}}
+BAD = {"type": "object", "properties": {"a": {"$dynamicRef": "#x"}}}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ BAD = {"type": "object", "properties": {"a": {"not": {}}}}
         ({"tools": [named(f"f{n}") for n in range(129)]}, "tools"),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "parameters": BAD}}]},
-            "tools[0].function.parameters.properties.a.not",
+            "tools[0].function.parameters.properties.a.$dynamicRef",
         ),
         ({"tool_choice": named("g")}, "tool_choice"),
         ({"tool_choice": "any"}, "tool_choice"),
@@ -306,7 +306,10 @@ def test_what_cannot_be_is_refused_by_name(
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [FLAT[0] | {"parameters": BAD}]}, "tools[0].parameters.properties.a.not"),
+        (
+            {"tools": [FLAT[0] | {"parameters": BAD}]},
+            "tools[0].parameters.properties.a.$dynamicRef",
+        ),
         ({"tools": [FLAT[0], FLAT[0]]}, "tools[1].name"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         ({"tool_choice": {"type": "function"}}, "tool_choice.name"),

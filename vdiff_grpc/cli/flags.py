@@ -236,6 +236,11 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         help="when --timeout comes, answer with what is filled",
     )
     group.add_argument(
+        "--hole-lengths",
+        choices=("confidence", "native"),
+        help="with --infill: how open lengths are found (docs/infill.md)",
+    )
+    group.add_argument(
         "--cache",
         choices=("none", "settled", "prefix", "dual"),
         help="what is kept from pass to pass; prefix and dual are approximate (docs/caches.md)",
@@ -309,6 +314,7 @@ def read_ask(args: argparse.Namespace) -> Ask:
         "latency_budget_s": args.latency_budget_s,
         "partial_on_deadline": args.partial_on_deadline,
         "constraint": constraint,
+        "hole_lengths": args.hole_lengths,
         "cache": args.cache,
         "cache_refresh_steps": args.cache_refresh_steps,
         "suffix_window": args.suffix_window,

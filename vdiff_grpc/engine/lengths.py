@@ -85,6 +85,13 @@ class LengthSearch:
         self.hole = None
 
 
+def settled(request: ResolvedRequest) -> ResolvedRequest:
+    """Laid out, where constraints leave each hole one length only."""
+    if request.hole_ranges and (search := LengthSearch(request)).hole is None:
+        return laid_out(request, search.lengths)
+    return request
+
+
 def allowed_lengths(request: ResolvedRequest, hole: int) -> list[int]:
     """Those of a hole's range, ascending, that its constraint can fill."""
     least, most = request.hole_ranges[hole]

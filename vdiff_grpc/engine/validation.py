@@ -29,6 +29,7 @@ from vdiff_grpc.engine.layout_checks import (
     prompt_field,
     surplus,
 )
+from vdiff_grpc.engine.lengths import settled
 from vdiff_grpc.engine.prompt_types import InfillPrompt, LengthChoice, Prompt, TextPrompt
 from vdiff_grpc.engine.prompts import Violations, lay_out
 from vdiff_grpc.engine.stop_checks import check_stop_ids, check_stops
@@ -251,7 +252,7 @@ def resolve(
 
     seed = secrets.randbits(53) if asked.seed is None else asked.seed
     arrival = time.monotonic_ns()
-    return ResolvedRequest(
+    resolved = ResolvedRequest(
         request_id=request.request_id,
         canvas=tuple(canvas),
         spans=tuple(spans),
@@ -294,6 +295,7 @@ def resolve(
         growing=ranges if grows else (),
         constraints=held,
     )
+    return settled(resolved)
 
 
 def encode_prompt(

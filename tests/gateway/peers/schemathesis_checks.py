@@ -31,6 +31,7 @@ STATED = re.compile(
     r"|: a schema needs type json_schema$"
     # which segments are a document with holes
     r"|has no hole to fill$"
+    r"|^hole_lengths \((native|confidence)\) (needs a hole that|cannot be set: the model) "
     r"|holes whose length is (still )?to be chosen"
     r"|^(hole length|m(in|ax)_length) \(\d+\) (is not in \[1, \d+\]$|needs max_length$)"
     # what goes together in a conversation with tools, and names that must differ
