@@ -8,7 +8,7 @@ from torch import Tensor
 from vdiff_grpc.engine.decoding.rule import Action, Candidates, Group
 
 # Predictions from here on may be equal: both are sure of themselves.
-_SURE = 0.9
+_SURE = 0.98
 
 
 def hasten(group: Group, candidates: Candidates, actions: Tensor, scores: Tensor) -> Tensor:
