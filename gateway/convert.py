@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UnsetType
 
 from vdiff_grpc import v1
 
@@ -276,7 +277,7 @@ def _chat_top_logprobs(request: ChatRequest | FimRequest) -> int | None:
 
 def _prompts(request: CompletionRequest) -> tuple[bool, list[str | list[int]]]:
     """Whether the client sent a list of prompts, and the prompts."""
-    prompt = request.prompt
+    prompt = "" if isinstance(request.prompt, UnsetType) else request.prompt
     if isinstance(prompt, str):
         return False, [prompt]
     if not prompt:

@@ -237,12 +237,12 @@ class CompletionRequest(GenerationFields, kw_only=True):
     """POST /v1/completions. Fields that are not listed are accepted and have no effect."""
 
     prompt: Annotated[
-        str | list[str | TokenId | list[TokenId]],
+        str | list[str | TokenId | list[TokenId]] | UnsetType,
         Meta(
             description="Text, token ids, or a list of either. A list is answered all or nothing; "
-            "choice i * n + j is answer j to prompt i."
+            "choice i * n + j is answer j to prompt i. Required, except with infill."
         ),
-    ]
+    ] = UNSET
     suffix: Annotated[
         str | None,
         Meta(description="Text that follows: the gap between prompt and suffix is filled in."),

@@ -113,7 +113,9 @@ def check_completion(request: CompletionRequest) -> None:
         raise invalid(f"best_of ({best_of}) above n ({n}) cannot be used with stream", "best_of")
     if request.echo and request.logprobs is not None:
         raise unsupported("logprobs", "logprobs with echo are not supported: a prompt has none")
-    if request.infill is not None and request.prompt != "":
+    if request.infill is None and request.prompt is UNSET:
+        raise missing("prompt")
+    if request.infill is not None and request.prompt not in ("", UNSET):
         raise invalid("infill cannot be set with a prompt: its text goes into infill", "prompt")
     if request.infill is not None and request.echo:
         raise invalid("echo (true) cannot be used with infill", "echo")
@@ -273,4 +275,4 @@ def _wrong_type(path: str, kind: str, types: tuple[str, ...]) -> ApiError:
 
 
 def _is_text(prompt: Any) -> bool:
-    return isinstance(prompt, str) or all(isinstance(item, str) for item in prompt)
+    return isinstance(prompt, str | UnsetType) or all(isinstance(item, str) for item in prompt)

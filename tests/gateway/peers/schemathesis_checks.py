@@ -30,7 +30,7 @@ STATED = re.compile(
     r"|^min_tokens \(\d+\) needs (a suffix|max_tokens)"
     r"|: a schema needs type json_schema$"
     # which segments are a document with holes
-    r"|has no hole to fill$"
+    r"|^prompt is required$|has no hole to fill$"
     r"|^hole_lengths \((native|confidence)\) (needs a hole that|cannot be set: the model) "
     r"|holes whose length is (still )?to be chosen"
     r"|^(hole length|m(in|ax)_length) \(\d+\) (is not in \[1, \d+\]$|needs max_length$)"
