@@ -117,6 +117,9 @@ def check_completion(request: CompletionRequest) -> None:
         raise missing("prompt")
     if request.infill is not None and request.prompt not in ("", UNSET):
         raise invalid("infill cannot be set with a prompt: its text goes into infill", "prompt")
+    for name in ("suffix", "min_tokens"):
+        if request.infill is not None and getattr(request, name):
+            raise invalid(f"{name} cannot be set with infill: see its holes", name)
     if request.infill is not None and request.echo:
         raise invalid("echo (true) cannot be used with infill", "echo")
     if request.echo and not _is_text(request.prompt):
@@ -216,7 +219,7 @@ def _check_message(message: ChatMessage, path: str) -> None:
         check_type(call.type, f"{path}.tool_calls[{i}]")
         if call.function is UNSET:
             raise missing(f"{path}.tool_calls[{i}].function")
-    if message.role == "tool" and message.tool_call_id is None:
+    if message.role == "tool" and not message.tool_call_id:
         raise missing(f"{path}.tool_call_id")
     if isinstance(message.content, str | list):
         _check_content(message.content, path, ("text",))

@@ -39,7 +39,8 @@ def response(job: Job, answers: Sequence[v1.GenerateResponse]) -> out.Response:
     items: list[out.OutputItem] = []
     if text or calls is None or not calls.calls:
         content = out.OutputText(text, logprobs=logprobs)
-        items.append(head.item(_ended(output.end), [content]))
+        is_whole = calls is not None and calls.calls  # calls come after it
+        items.append(head.item("completed" if is_whole else _ended(output.end), [content]))
     for number, call in enumerate(calls.calls if calls else ()):
         items.append(head.call(number, call))
     return head.ended(items, output.end, answer.usage, answer.metrics)

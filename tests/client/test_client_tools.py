@@ -57,6 +57,7 @@ def test_what_is_chosen_reaches_its_field() -> None:
         ('{"name": "a", "arguments": {}}\n{"name": "b", "arguments": {"x": "}"}}', ["a", "b"]),
         ('Well.<tool_call>\n{"name": "a", "arguments": {}}\n</tool_call>', ["a"]),
         ('<tool_call>\n{"name": "a", "arguments": {"x": ', []),
+        ('{"name": "a", "arguments": {}}\n{"name": "b", "argu', ["a"]),
     ],
 )
 def test_calls_are_told_from_text(text: str, found: list[str]) -> None:

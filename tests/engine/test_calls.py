@@ -16,6 +16,7 @@ from tests.engine.test_constraints import ABLE, random_params, random_schema
 from tests.engine.told import PLAIN, TEMPLATE, told_checkpoint
 from tests.engine.tools import finished, run_all, same_in_company, tiny_engine
 from vdiff_grpc.engine.chat import ChatTemplate
+from vdiff_grpc.engine.constraint_checks import compiler_for, must_build
 from vdiff_grpc.engine.constraints.kinds import JsonSchemaConstraint, RegexConstraint
 from vdiff_grpc.engine.engine import Engine
 from vdiff_grpc.engine.events import FinishReason, Output
@@ -29,6 +30,7 @@ from vdiff_grpc.engine.prompt_types import (
 )
 from vdiff_grpc.engine.strategies import FreeDave
 from vdiff_grpc.engine.types import Request, RequestParams
+from vdiff_grpc.engine.validation import resolve
 from vdiff_grpc.errors import InvalidRequestError
 
 ASK = (ChatMessage("user", "a"),)
@@ -242,6 +244,12 @@ CALL = ToolCall("1", "f", "{}")
         (ChatPrompt(ASK, (Tool("f g"),)), "chat.tools[0].name", "1 to 64 letters"),
         (ChatPrompt(ASK, (AGE, AGE)), "chat.tools[1].name", "two have the name 'age'"),
         (ChatPrompt(ASK, (Tool("f", "", "{"),)), "chat.tools[0].parameters", "no JSON"),
+        (with_schema('{"const": "\\ud800"}'), "chat.tools[1].parameters", "surrogates"),
+        (
+            ChatPrompt((ChatMessage("assistant", "", (ToolCall("1", "f", '{"a": "\\ud800"}'),)),)),
+            "chat.messages[0].tool_calls[0].arguments",
+            "a JSON object",
+        ),
         (ChatPrompt(ASK, (AGE,) * 129), "chat.tools", "129 tools; the limit is 128"),
         (ChatPrompt(ASK, (), REQUIRED), "chat.tool_choice", "without tools"),
         (
@@ -318,6 +326,18 @@ def test_what_tools_cannot_stand_beside_is_refused(tagged: Engine, plain: Engine
     other = JsonSchemaConstraint('{"$dynamicRef": "#x"}')
     found = refused(tagged, Request(ChatPrompt(ASK, (AGE,), ONE), constraint=other))
     assert list(found) == ["constraint.json_schema.$dynamicRef"]
+    for choice in (None, REQUIRED):
+        asked = Request(ChatPrompt(ASK, (AGE,), choice), constraint=RegexConstraint("("))
+        assert "cannot be built" in refused(tagged, asked)["constraint.regex"]
+
+
+def test_calls_that_were_built_are_known_as_built(tagged: Engine) -> None:
+    request = Request(ChatPrompt(ASK, (AGE, Tool("once"))), RequestParams(max_new_tokens=60))
+    compiler = compiler_for(tagged.info, tagged.tokenizer)
+    known = (tagged.info, tagged.limits, tagged.tokenizer, compiler)
+    assert must_build(request, compiler, tagged.tokenizer)
+    resolve(request, *known)
+    assert not must_build(request, compiler, tagged.tokenizer)
 
 
 # --- what the model reads ----------------------------------------------------------

@@ -119,7 +119,7 @@ SCHEMA = {
         ({"echo": True}, "echo", "cannot be used with infill"),
         ({"max_tokens": 4}, "max_tokens", "cannot be set with infill"),
         ({"suffix": "a"}, "suffix", ""),
-        ({"min_tokens": 2}, "min_tokens", "needs a suffix"),
+        ({"min_tokens": 2}, "min_tokens", "cannot be set with infill"),
         ({"guided_regex": "a"}, "guided_regex", "cannot be set with infill"),
         ({"stop": "a"}, "stop", ""),
         ({"infill": []}, "infill", "no hole to fill"),

@@ -7,7 +7,7 @@ r"""Infill templates written as text: `Tom had a {{2}} ball. He {{2..12}} went h
     {{40:json_schema={"type": ...}}} with JSON that the schema allows
     \{{                              the braces themselves; \\{{4}} is a backslash and a hole
 
-The playground reads the same: form.js.
+The playground reads the same: template.js.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vdiff_grpc.client.requests import Segment, hole
 
 # Of more than two braces the last two open the hole.
 _OPENING = re.compile(r"(\\*)(\{{2,})")
-_LENGTH = re.compile(r"(?:(\d{1,9})\.\.)?(\d{1,9})(\}\}|:(regex|choice|json_schema)=)")
+_LENGTH = re.compile(r"(?:(\d{1,9})\.\.)?(\d{1,9})(\}\}|:(regex|choice|json_schema)=)", re.ASCII)
 # A regex may end with braces of its own, as in {{4:regex=[0-9]{2}}}: the last two close the hole.
 _CLOSING = re.compile(r"\}\}(?!\})")
 _BRACES = re.compile(r"(?=\}\})")  # of JSON it is told by what stands before them
@@ -83,10 +83,14 @@ def _constraint(text: str, head: re.Match[str]) -> tuple[v1.Constraint, int]:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
-    except ValueError:
+        json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
         return False
     return True
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _shown(text: str, begin: int) -> str:

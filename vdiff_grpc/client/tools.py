@@ -29,15 +29,15 @@ def tool(name: str, parameters: Schema | None = None, description: str = "") -> 
 def calls(text: str) -> list[v1.ToolCall]:
     """Those that an answer makes, in order; none in an answer without. Ids are drawn."""
     _, tag, after = text.partition(f"{_OPEN}\n")
-    lines = [line for line in (after if tag else text).split("\n") if line not in (_OPEN, _CLOSE)]
-    found = [_CALL.fullmatch(line) for line in lines]
-    made = [
-        v1.ToolCall(id=f"call_{secrets.token_hex(12)}", name=call[1], arguments=call[2])
-        for call in found
-        if call is not None
-    ]
-    # without tags there is no text beside calls
-    return made if tag or len(made) == len(found) else []
+    made = []
+    for line in (after if tag else text).split("\n"):
+        if line in (_OPEN, _CLOSE):
+            continue
+        if (call := _CALL.fullmatch(line)) is None:
+            break  # the text of an answer without calls, or a call that was cut off
+        call_id = f"call_{secrets.token_hex(12)}"
+        made.append(v1.ToolCall(id=call_id, name=call[1], arguments=call[2]))
+    return made
 
 
 def chat_input(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vdiff_grpc.engine.constraints.automaton import HoleConstraint, Vocabulary
 from vdiff_grpc.engine.constraints.calls import CLOSE
-from vdiff_grpc.engine.constraints.compiler import Compiler, regex_of
+from vdiff_grpc.engine.constraints.compiler import Compiler
 from vdiff_grpc.engine.constraints.kinds import (
     CallsConstraint,
     ChoiceConstraint,
@@ -13,7 +13,6 @@ from vdiff_grpc.engine.constraints.kinds import (
     JsonSchemaConstraint,
     RegexConstraint,
 )
-from vdiff_grpc.engine.constraints.schema import NESTED
 from vdiff_grpc.engine.prompt_types import ChatPrompt, InfillPrompt
 from vdiff_grpc.engine.prompts import Violations
 from vdiff_grpc.engine.strategies import (
@@ -57,9 +56,9 @@ def compiler_for(info: ModelInfo, tokenizer: Tokenizer | None) -> Compiler:
     return Compiler(vocabulary)
 
 
-def must_build(request: Request, compiler: Compiler) -> bool:
+def must_build(request: Request, compiler: Compiler, tokenizer: Tokenizer | None) -> bool:
     """Whether validation has a constraint to build."""
-    asked = wanted(request, Violations()).values()
+    asked = wanted(request, Violations(), tokenizer).values()
     return not all(compiler.has(constraint) for _, constraint in asked)
 
 
@@ -135,7 +134,7 @@ def resolve_constraints(
         other = constraint.otherwise if isinstance(constraint, CallsConstraint) else None
         try:
             if other is not None:
-                regex_of(other, NESTED[-1])  # what is wrong with it is said of its own field
+                compiler.build(other)  # what is wrong with it is said of its own field
                 other = None
             automaton = compiler.build(constraint)
         except ConstraintError as error:

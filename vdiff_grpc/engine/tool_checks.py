@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from vdiff_grpc.engine.constraints.kinds import CallsConstraint, Constraint
 from vdiff_grpc.engine.prompt_types import ChatMessage, ChatPrompt, Prompt, ToolChoice, ToolMode
@@ -66,7 +67,7 @@ def _check_tools(prompt: ChatPrompt, bad: Violations) -> None:
             bad.add(field, f"tools: two have the name {tool.name!r}")
         seen.add(tool.name)
         try:
-            json.loads(tool.parameters or "{}")
+            _read(tool.parameters or "{}")
         except (ValueError, RecursionError) as error:
             bad.add(f"chat.tools[{index}].parameters", f"tools: parameters are no JSON: {error}")
 
@@ -114,6 +115,13 @@ def _check_message(message: ChatMessage, field: str, called: set[str], bad: Viol
 
 def _is_object(text: str) -> bool:
     try:
-        return isinstance(json.loads(text), dict)
+        return isinstance(_read(text), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _read(text: str) -> Any:
+    """ValueError for what is no JSON, or has half a character (a surrogate), which is no text."""
+    value = json.loads(text)
+    json.dumps(value, ensure_ascii=False).encode()
+    return value

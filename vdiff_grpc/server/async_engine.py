@@ -231,7 +231,7 @@ class AsyncEngine:
     async def _resolve(self, request: Request) -> ResolvedRequest:
         model = self._known_model()
         known = (model.info, model.limits, model.tokenizer, model.compiler)
-        if not must_build(request, model.compiler):
+        if not must_build(request, model.compiler, model.tokenizer):
             return await self._in_thread(self._validators, validation.resolve, request, *known)
         # a new constraint may take seconds: then only others with one wait behind it
         if self._num_building >= _MAX_BUILDING:

@@ -104,7 +104,7 @@ export class Form {
       const body = this.document.paths[path].post.requestBody.content["application/json"];
       for (const { summary, value } of Object.values(body.examples || {})) {
         // Some show what the page does by itself, or does not show.
-        if (value.logprobs || (value.stream && !value.diffusing)) continue;
+        if (value.tools || value.logprobs || (value.stream && !value.diffusing)) continue;
         const shown = value.infill ? "infill" : mode, fill = () => this.fill(shown, value);
         place.append(el("button", { type: "button", class: "chip", "data-mode": shown, onclick: fill }, summary));
       }
