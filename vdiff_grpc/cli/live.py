@@ -231,7 +231,7 @@ class LiveView:
     def _holes(self) -> Text:
         """Which lengths the holes have, of which they could have had."""
         words = (
-            hole_words(hole, len(positions))
+            hole_words(hole, len(positions), self.canvas.grows)
             for hole, positions in zip(self._given.holes, self.canvas.holes, strict=True)
         )
         return Text("holes " + " · ".join(words), style="dim", no_wrap=True, overflow="ellipsis")

@@ -146,6 +146,8 @@ def pieces(canvas: Canvas, output: OutputCanvas, given: Given) -> Iterator[Piece
     """One output's canvas in order, as what can be seen."""
     ended = False
     num_holes = 0
+    # What is open in an answer that is whole is no part of it: a hole that grew less than it could.
+    whole = output.end is not None and output.end.finish_reason != v1.FINISH_REASON_PARTIAL
     for kind, start, stop in canvas.spans:
         if kind not in (v1.SPAN_KIND_HOLE, v1.SPAN_KIND_SURPLUS):
             yield Piece(given.after(num_holes), "given")
@@ -156,7 +158,8 @@ def pieces(canvas: Canvas, output: OutputCanvas, given: Given) -> Iterator[Piece
         for position in range(start, stop):
             confidence = output.confidences[position]
             if output.masked[position]:
-                yield Piece("", "masked", position)
+                if not (whole and canvas.is_infill):
+                    yield Piece("", "masked", position)
             elif kind == v1.SPAN_KIND_SURPLUS:
                 yield Piece(AFTER_END, "end", position, confidence)
             elif output.token_ids[position] in given.end_token_ids:

@@ -45,7 +45,7 @@ def asked(canvas: Canvas, given: Given) -> list[str]:
     lines = []
     if given.holes:
         holes = (
-            hole_words(hole, len(positions))
+            hole_words(hole, len(positions), canvas.grows)
             for hole, positions in zip(given.holes, canvas.holes, strict=True)
         )
         lines.append("holes: " + ", ".join(holes))
@@ -56,11 +56,15 @@ def asked(canvas: Canvas, given: Given) -> list[str]:
     return lines
 
 
-def hole_words(hole: v1.Hole, length: int) -> str:
-    """`5 of 2..12, regex [0-9]+`: the length that it has, and what was asked for."""
+def hole_words(hole: v1.Hole, length: int, grows: bool) -> str:
+    """`5 of 2..12, regex [0-9]+`: the length that it has, and what was asked for.
+
+    grows: while it is filled, so that its length is not known.
+    """
     words = str(length)
     if hole.HasField("max_length"):
-        words += f" of {hole.min_length or 1}..{hole.max_length}"
+        asked = f"{hole.min_length or 1}..{hole.max_length}"
+        words = asked if grows else f"{words} of {asked}"
     return words + (f" {constraint_words(hole.constraint)}" if hole.HasField("constraint") else "")
 
 

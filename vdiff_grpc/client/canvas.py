@@ -83,6 +83,12 @@ class Canvas:
         return len(self.holes) > 1 or any(kind == v1.SPAN_KIND_FROZEN for kind, _, _ in self.spans)
 
     @property
+    def grows(self) -> bool:
+        """Whether open holes get their length while they are filled; what is left open is none of theirs."""
+        resolved = self.started.resolved if self.started else v1.ResolvedParams()
+        return resolved.diffusion.hole_lengths == v1.HOLE_LENGTHS_NATIVE
+
+    @property
     def num_positions(self) -> int:
         """Positions to fill, of one output."""
         return sum(map(len, self.to_fill))
