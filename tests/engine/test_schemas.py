@@ -167,3 +167,62 @@ def test_a_pattern_is_found_where_a_search_finds_it() -> None:
 def test_what_begins_with_a_number_is_built_in_time(schema: str) -> None:
     table, _ = byte_automaton(regex_of(JsonSchemaConstraint(schema)))
     assert len(table) < 1000
+
+
+@pytest.mark.parametrize(
+    ("schema", "wrong"),
+    [
+        ({"type": "integer", "not": {"const": 1.0}}, "1"),
+        ({"type": ["integer", "string"], "not": {"enum": [1.0, 2.0]}}, "2"),
+        ({"if": {"const": 1.0}, "then": {"type": "string"}, "else": {"type": "integer"}}, "1"),
+        ({"oneOf": [{"type": "integer"}, {"const": 1.0}]}, "1"),
+        ({"type": "number", "exclusiveMinimum": 16}, "16.000000000000001"),
+        ({"type": "number", "minimum": 0, "exclusiveMaximum": 100}, "99.999999999999999"),
+        ({"type": "number", "not": {"minimum": 100}}, "99.999999999999999"),
+        (
+            {
+                "oneOf": [
+                    {"type": "array", "items": {"type": "string"}},
+                    {
+                        "type": "array",
+                        "unevaluatedItems": False,
+                        "allOf": [{"items": {"type": "string"}}],
+                    },
+                ]
+            },
+            '["a"]',
+        ),
+        (
+            {
+                "oneOf": [
+                    {"type": "object", "required": ["b"], "properties": {"b": {"type": "integer"}}},
+                    {
+                        "type": "object",
+                        "unevaluatedProperties": False,
+                        "anyOf": [{"properties": {"b": {"type": "integer"}}}],
+                    },
+                ]
+            },
+            '{"b": 1}',
+        ),
+    ],
+)
+def test_what_a_reader_takes_for_a_forbidden_value_is_not_written(schema: Any, wrong: str) -> None:
+    try:
+        pattern = schema_regex(json.dumps(schema))
+    except ConstraintError:
+        return
+    assert not matches(pattern, wrong)
+
+
+def test_decimals_stay_on_their_side_of_an_exclusive_limit() -> None:
+    pattern = schema_regex('{"type": "number", "exclusiveMinimum": 16, "maximum": 20}')
+    assert matches(pattern, "16.5")
+    assert matches(pattern, "16.0000000000001")
+    assert not matches(pattern, "16")
+
+
+def test_long_enums_are_told_apart_in_no_time_to_speak_of() -> None:
+    even, odd = list(range(0, 20000, 2)), list(range(1, 20000, 2))
+    written = schema_regex(json.dumps({"oneOf": [{"enum": even}, {"enum": odd}]}))
+    assert len(written) > 20000

@@ -8,7 +8,7 @@ from typing import Any
 from vdiff_grpc.engine.constraints.combining import merged
 from vdiff_grpc.engine.constraints.dialects import ALSO, Schema, at, normal
 from vdiff_grpc.engine.constraints.json_text import COMMA, dumped, sequence
-from vdiff_grpc.engine.constraints.json_values import equal, is_a
+from vdiff_grpc.engine.constraints.json_values import is_a, key
 from vdiff_grpc.engine.constraints.kinds import ConstraintError, NoValueError
 from vdiff_grpc.engine.constraints.literals import literal, times
 
@@ -69,11 +69,13 @@ def _unique(schema: Schema, path: str, low: int, high: int | None) -> str:
         raise ConstraintError(at(path, "uniqueItems"), why)
     types = item.get("type", [])
     values: list[Any] = []
+    seen = set()
     for value in item["enum"]:
         named = not types or any(
             is_a(value, n) for n in ([types] if isinstance(types, str) else types)
         )
-        if named and not any(equal(value, other) for other in values):
+        if named and key(value) not in seen:
+            seen.add(key(value))
             values.append(value)
     if low > len(values):
         raise NoValueError(path, "there are not as many different items as there must be")

@@ -17,10 +17,15 @@ from vdiff_grpc.engine.constraints.dialects import (
     normal,
     types_of,
 )
-from vdiff_grpc.engine.constraints.json_values import equal, is_a, overlap
+from vdiff_grpc.engine.constraints.json_values import equal, is_a, key, overlap
 from vdiff_grpc.engine.constraints.kinds import ConstraintError, NoValueError
 from vdiff_grpc.engine.constraints.matching import is_found
 
+_UNEVALUATED = frozenset(("unevaluatedItems", "unevaluatedProperties"))
+# Beside these they allow more than what is written of them.
+_APPLYING = frozenset(
+    ("$ref", "allOf", "anyOf", "oneOf", "if", "contains", "dependencies", "dependentSchemas")
+)
 _LEAST = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties")
 _MOST = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties")
 
@@ -66,7 +71,8 @@ def _both_say(keyword: str, one: Any, other: Any, path: str) -> Any:
     if keyword == "required":
         return list(dict.fromkeys(one + other))
     if keyword == "enum":
-        return [value for value in one if any(equal(value, v) for v in other)]
+        named = set(map(key, other))
+        return [value for value in one if key(value) in named]
     if keyword == "type":
         return _common_types(types_of({"type": one}), types_of({"type": other}))
     if keyword in _LEAST:
@@ -155,7 +161,7 @@ class Logic:
             return True
         values, others = first.get("enum"), second.get("enum")
         if values is not None and others is not None:
-            return not any(equal(a, b) for a in values for b in others)
+            return set(map(key, values)).isdisjoint(map(key, others))
         types, more = _types_told(first), _types_told(second)
         if types and more and not any(overlap(a, b) for a in types for b in more):
             return True
@@ -223,14 +229,33 @@ class Logic:
             if schema is False:
                 return None
             try:
-                schema = normal(schema, "")
+                schema = normal(_wide(schema), "")
             except NoValueError:
                 return None
             also = schema[ALSO]
             if len(schema) > 1 or len(also) != 1 or also[0].keyword != "$ref":
                 break
             schema = self._resolved(also[0].said, also[0].path)
-        return normal(schema, "")
+        return normal(_wide(schema), "")
+
+
+def widened(schema: Any) -> Any:
+    """Without what is written more narrowly than it is meant: all that it allows is in this one."""
+    if isinstance(schema, list):
+        return [widened(part) for part in schema]
+    if not isinstance(schema, dict) or ALSO in schema:
+        return schema
+    return {
+        name: said if name in ("enum", "const") else widened(said)
+        for name, said in _wide(schema).items()
+    }
+
+
+def _wide(schema: Any) -> Any:
+    """The same of this level alone."""
+    if isinstance(schema, dict) and schema.keys() & _UNEVALUATED and schema.keys() & _APPLYING:
+        return {name: said for name, said in schema.items() if name not in _UNEVALUATED}
+    return schema
 
 
 def _types_told(schema: Schema) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 
@@ -10,6 +11,8 @@ def is_a(value: Any, name: str) -> bool:
     kinds |= {"array": list, "object": dict, "integer": int, "number": (int, float)}
     if isinstance(value, bool):
         return name == "boolean"
+    if isinstance(value, float) and name == "integer":
+        return value.is_integer()
     return name in kinds and isinstance(value, kinds[name])
 
 
@@ -24,6 +27,15 @@ def equal(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(equal(one[k], other[k]) for k in one)
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def key(value: Any) -> Hashable:
+    """Equal values have equal ones."""
+    if isinstance(value, list):
+        return ("list", *map(key, value))
+    if isinstance(value, dict):
+        return frozenset((name, key(item)) for name, item in value.items())
+    return isinstance(value, bool), value
 
 
 def holds(value: Any, keyword: str, said: Any) -> bool | None:

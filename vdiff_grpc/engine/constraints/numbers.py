@@ -77,6 +77,10 @@ def numbers(limits: Limits, digits: int = _MOST_DIGITS) -> str:
     most = 10**_MOST_DIGITS - 1
     low = max(limits.get("minimum", -most), limits.get("exclusiveMinimum", -most))
     high = min(limits.get("maximum", most), limits.get("exclusiveMaximum", most))
+    for keyword in ("exclusiveMinimum", "exclusiveMaximum"):
+        if keyword in limits:  # what has more digits may be read as the limit itself
+            whole_digits = len(str(math.ceil(abs(limits[keyword]))))
+            digits = max(0, min(digits, _MOST_DIGITS - whole_digits))
     open_low = limits.get("exclusiveMinimum") == low
     open_high = limits.get("exclusiveMaximum") == high
     above = (
@@ -95,13 +99,15 @@ def numbers(limits: Limits, digits: int = _MOST_DIGITS) -> str:
 
 def _decimals(low: float, high: float, open_low: bool, open_high: bool, digits: int) -> str:
     """Of 0 and more."""
-    fraction, zeros = rf"(?:\.[0-9]{{1,{digits}}})?", rf"(?:\.0{{1,{digits}}})?"
+    fraction, zeros = "", ""
+    if digits:
+        fraction, zeros = rf"(?:\.[0-9]{{1,{digits}}})?", rf"(?:\.0{{1,{digits}}})?"
     if high < low:
         return ""
     first, last = math.ceil(low), math.floor(high)
     parts = []
     if open_low and first == low:
-        if first < last:
+        if first < last and digits:
             parts.append(rf"{first}\.[0-9]{{0,{digits - 1}}}[1-9]")
         first += 1
     if whole := _between(first, last - 1):

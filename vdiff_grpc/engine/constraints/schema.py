@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from vdiff_grpc.engine.constraints import matching
 from vdiff_grpc.engine.constraints.arrays import array_regex
-from vdiff_grpc.engine.constraints.combining import Logic, merged
+from vdiff_grpc.engine.constraints.combining import Logic, merged, widened
 from vdiff_grpc.engine.constraints.dialects import (
     ALSO,
     EXCEPT,
@@ -49,7 +49,7 @@ def schema_regex(text: str, nested: int = NESTED[0], share: int = 1) -> str:
     matching.begin(share)
     try:
         root = json.loads(text, parse_constant=_refuse_constant)
-        writer = _Writer(root, nested, MAX_WORK // share)
+        writer = _Writer(root, nested, MAX_WORK // share, is_narrowed="unevaluated" in text)
         return writer.value(root, "", 0)
     except TooLargeError as error:
         error.nests = writer.num_loops > 0
@@ -69,7 +69,9 @@ def _refuse_constant(name: str) -> None:
 class _Writer:
     """Writes the regexes of one document's schemas."""
 
-    def __init__(self, root: Any, nested: int, most_work: int) -> None:
+    def __init__(self, root: Any, nested: int, most_work: int, *, is_narrowed: bool) -> None:
+        """is_narrowed: some of it may be written more narrowly than it is meant."""
+        self._is_narrowed = is_narrowed
         self._most_work = most_work
         self._root = root
         self._nested = nested
@@ -151,6 +153,8 @@ class _Writer:
         self, branches: list[Any], places: list[str], rest: Schema, here: str
     ) -> list[tuple[Any, str]]:
         left: list[list[Any]] = [[branch] for branch in branches]
+        if self._is_narrowed:
+            branches = [widened(branch) for branch in branches]
         whole = [merged(rest, b, p) for b, p in zip(branches, places, strict=True)]
         for one, other in combinations(range(len(branches)), 2):
             if self._logic.are_apart(whole[one], whole[other]):
