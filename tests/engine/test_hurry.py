@@ -11,13 +11,15 @@ from tests.engine.tools import finished, run_all, tiny_engine, trajectory
 from vdiff_grpc.engine import strategies as s
 from vdiff_grpc.engine.columns import NO_HASTE, Haste
 from vdiff_grpc.engine.engine import Engine
-from vdiff_grpc.engine.events import Event, Finished
+from vdiff_grpc.engine.events import Event, Failed, Finished
+from vdiff_grpc.engine.hurry import Hurry
 from vdiff_grpc.engine.prompt_types import TokensPrompt
+from vdiff_grpc.engine.scheduler import Scheduler
 from vdiff_grpc.engine.sequence import Sequence
 from vdiff_grpc.engine.step_times import StepTimes
 from vdiff_grpc.engine.types import Granularity, Request, RequestParams
 from vdiff_grpc.engine.validation import resolve
-from vdiff_grpc.errors import BudgetError, InvalidRequestError
+from vdiff_grpc.errors import BudgetError, EngineFaultError, InvalidRequestError
 
 MS = 1_000_000
 HURRIED = [kind() for kind in s.STRATEGIES.values() if kind.HURRIES]
@@ -309,3 +311,23 @@ def test_step_times_follow_a_machine_that_has_become_slow() -> None:
     for _ in range(30):
         times.note(100, 10, 0.03)
     assert times.seconds(100, 10) > 0.025
+
+
+class _Broken(Hurry):
+    """A bug of ours, for one step."""
+
+    def prepare(self, rows: Rows[Sequence], scheduler: Scheduler, now_ns: int) -> None:
+        raise ZeroDivisionError
+
+
+def test_a_bug_in_the_forecast_ends_the_requests_of_its_step_and_not_the_engine() -> None:
+    engine, clock = timed_engine()
+    add(engine, clock, 1, budget_ms=50)
+    engine.hurry = _Broken()
+    ((key, event),) = engine.step()
+    assert key == 1
+    assert isinstance(event, Failed)
+    assert isinstance(event.error, EngineFaultError)
+    engine.hurry = Hurry()
+    add(engine, clock, 2)
+    assert finished(run_all(engine)[2]).outputs

@@ -192,8 +192,8 @@ class Engine:
                 opened.started_ns = now
                 if opened.is_watched:
                     self._marks.append(Mark(row.key, "begun", now))
-        self.hurry.prepare(rows, self.scheduler, now)
         try:
+            self.hurry.prepare(rows, self.scheduler, now)
             self.before_step(rows)
             results = self.runner.step(rows)
         except (torch.AcceleratorError, torch.OutOfMemoryError, MemoryError, RankLostError):
