@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+import hypothesis
 import pytest
 
 from vdiff_grpc import v1
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Many servers at a time: each test that reads metrics takes a port of its own.
 os.environ.setdefault("VDIFF_METRICS_PORT", "0")
+
+# How long an example takes depends on who else uses the machine. What hangs, pytest's timeout ends.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 TINY = Path(__file__).parent / "golden" / "data" / "tiny-llada"
 

@@ -206,7 +206,7 @@ async def test_a_delay_slows_the_picture_and_not_the_reading() -> None:
     assert recorder.seen_at_first_step == len(EVENTS)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.text("ab \n世░", max_size=6), max_size=40),
     st.integers(4, 30),

@@ -49,7 +49,7 @@ def changes(draw: st.DrawFn) -> list[tuple[int, dict[int, int], bool]]:
     return draw(st.lists(step, max_size=30))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(changes())
 def test_all_updates_and_snapshots_applied_give_the_server_s_canvas(
     steps: list[tuple[int, dict[int, int], bool]],

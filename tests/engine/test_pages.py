@@ -165,4 +165,4 @@ class Callers(RuleBasedStateMachine):
 
 
 TestCallers = Callers.TestCase
-TestCallers.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestCallers.settings = settings(max_examples=60, stateful_step_count=30)
